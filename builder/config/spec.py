@@ -1,0 +1,285 @@
+"""builder.yaml as frozen pydantic models. A field's description is its documentation, in the schema and the docs too.
+
+Unknown keys are refused and types are strict, so YAML 1.1's traps (`3.10` a float, `no` a boolean, `12:30` the number
+750) are errors instead of wrong values. pydantic: the field's standard for this, with JSON Schema and error locations.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from builder import units
+
+MIN_CHUNK, MAX_CHUNK = 8 << 20, 64 << 20
+ENGINES = ("llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime")
+EMITTERS = ("deployment", "prefetch-daemonset", "kserve", "karpenter", "keda")
+
+
+def _size(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # already parsed: a spec built in code
+    if not isinstance(value, str):
+        raise ValueError("expected a size with a unit, in quotes or plain, such as 16MiB")
+    return units.parse_size(value)
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, float):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected a duration with a unit, such as 60s")
+    return units.parse_seconds(value)
+
+
+def _chunk(value: int) -> int:
+    if not MIN_CHUNK <= value <= MAX_CHUNK:
+        raise ValueError("expected 8MiB to 64MiB")
+    return value
+
+
+_SIZE_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(B|[kMGT]B|[KMGT]iB)$"}
+_TIME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h)$"}
+Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(json_schema_extra=lambda s: _become(s, _TIME_SCHEMA))]
+ChunkSize = Annotated[int, BeforeValidator(_size), AfterValidator(_chunk), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))]
+Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)*([-+.a-z0-9]*)$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+
+
+def _become(schema: dict[str, Any], other: dict[str, Any]) -> None:
+    keep = {k: schema[k] for k in ("description", "title") if k in schema}
+    schema.clear()
+    schema.update(keep | other)
+
+
+class Section(BaseModel):
+    """The rules of every part: unknown keys refused, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class TokenRef(Section):
+    """Where a secret is found; the secret itself never stands in this file."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the environment variable that holds it."""
+
+
+class Model(Section):
+    """Where the weights come from."""
+
+    source: str
+    """A folder, a .gguf file, or hf://organisation/model. A relative path counts from this file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; builder.lock holds the commit it meant."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns of the files to take."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of the files to leave out; wins over include."""
+    token: TokenRef | None = None
+    """The hub token, by reference. A literal token is refused."""
+
+
+class Weights(Section):
+    """Where the chunks are stored."""
+
+    store: str
+    """A folder, or s3://bucket/prefix. A relative path counts from this file."""
+    endpoint_url: str | None = None
+    """An S3-compatible server other than AWS (R2, Ceph, rclone). Checksum mode follows it."""
+    region: str | None = None
+    """The bucket's region, where the usual AWS configuration does not say."""
+    chunk_size: ChunkSize | Literal["auto"] = "auto"
+    """Target size of a chunk, 8MiB to 64MiB; auto is 16MiB."""
+    publish: tuple[Literal["chunks", "plain"], ...] = ("chunks",)
+    """chunks; and plain: the original files beside them, for stock tools."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        return 16 << 20 if isinstance(self.chunk_size, str) else self.chunk_size
+
+
+class InferenceEngine(Section):
+    """The program that serves the model."""
+
+    name: Literal["llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime"]
+    """Which one."""
+    version: Version
+    """The version of its wheel, pinned."""
+
+
+class Image(Section):
+    """The serving image."""
+
+    repository: Annotated[str, Field(pattern=r"^[a-z0-9]+([._:/-][a-z0-9]+)*$")]
+    """Registry and name, without tag."""
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] = "latest"
+    """Tag of the built image. A cluster should use the digest."""
+    engine: InferenceEngine
+    """The inference engine."""
+    python: Annotated[str, Field(pattern=r"^3\.\d+$")] = "3.11"
+    """Python of the image, in quotes: "3.12"."""
+    cuda: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?)$")] = "none"
+    """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
+    gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()
+    """Compute capabilities to keep, in quotes: ["9.0"]. Empty keeps all."""
+    base: str = "debian:bookworm-slim"
+    """Base image; pinned to its digest in builder.lock."""
+    wheelhouse: str | None = None
+    """A folder of wheels to install from before any index is asked; for closed networks."""
+    index: bool = True
+    """Whether a package index may be asked at all. false: the wheelhouse must hold everything."""
+    ca_bundle: str | None = None
+    """A PEM file of certificate authorities that the build trusts. It stays out of the image."""
+    build_network: Literal["default", "host", "none"] = "default"
+    """Network of the build steps."""
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    """Environment of the server."""
+    labels: dict[str, str] = {}
+    """Further OCI labels."""
+
+
+class Warmup(Section):
+    """Requests made before the server counts as ready: every batch size with every length."""
+
+    batch: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
+    """Requests at the same time."""
+    tokens: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
+    """Length of the prompt, in tokens, about."""
+
+
+class Serve(Section):
+    """How the image serves."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the OpenAI-compatible API."""
+    control_port: Annotated[int, Field(ge=1, le=65535)] = 8001
+    """Port of /live, /ready and /metrics."""
+    args: tuple[str, ...] = ()
+    """Further arguments of the engine."""
+    warmup: Warmup = Warmup()
+    """Warm-up before ready."""
+    queue: bool = True
+    """Hold early requests until the engine is ready, instead of refusing them."""
+    queue_limit: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Requests held at most; further ones get 503 with Retry-After."""
+
+
+class Volume(Section):
+    """The node's data volume."""
+
+    size: Size = 120 << 30
+    """Size of the volume; the file system is made at this size."""
+    type: Literal["gp3", "gp2", "io2"] = "gp3"
+    """EBS volume type."""
+    iops: Annotated[int, Field(ge=100, le=256_000)] = 6000
+    """Provisioned operations per second."""
+    throughput: Annotated[int, Field(ge=125, le=2000)] = 600
+    """Provisioned MiB/s."""
+
+
+class Hydrate(Section):
+    """How the blocks of a new volume get there from the snapshot. EBS otherwise loads each on first touch."""
+
+    mode: Literal["none", "rate", "fsr"] = "rate"
+    """none; rate: EBS provisioned initialisation rate; fsr: Fast Snapshot Restore."""
+    mib_per_s: Annotated[int, Field(ge=100, le=300)] = 300
+    """Initialisation rate, 100 to 300 MiB/s."""
+
+
+class Bake(Section):
+    """The pre-seeded node volume."""
+
+    target: Literal["bottlerocket"] = "bottlerocket"
+    """What kind of node reads it."""
+    region: str | None = None
+    """Cloud region of the snapshot."""
+    contents: tuple[Literal["image", "weights", "compile-cache"], ...] = ("image",)
+    """What to put on it. Weights only where they are small (below about 10 GB)."""
+    volume: Volume = Volume()
+    """Size and speed."""
+    hydrate: Hydrate = Hydrate()
+    """Initialisation from the snapshot."""
+    os_version: Annotated[str, Field(pattern=r"^v\d+\.\d+\.\d+$")] = "v1.62.0"
+    """Bottlerocket release to pin in the EC2NodeClass."""
+
+
+class Load(Section):
+    """The load test."""
+
+    concurrency: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 4, 8)
+    """Requests in flight, one level after another."""
+    requests: Annotated[int, Field(ge=1)] = 64
+    """Requests per level."""
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    """Tokens to generate per request."""
+
+
+class Budget(Section):
+    """Upper limits; a figure above one exits with code 6."""
+
+    cold_start_p95: Seconds | None = None
+    """Container asked for, until ready; 95th percentile of the runs."""
+    first_token_p95: Seconds | None = None
+    """Time to first token under the lowest load level; 95th percentile."""
+    image_size: Size | None = None
+    """Compressed bytes of all layers."""
+
+
+class Expect(Section):
+    """One question whose answer proves that the model is the model."""
+
+    prompt: str = "What is the capital of France?"
+    """Asked with temperature 0."""
+    contains: str | None = None
+    """Text that the answer must contain, case ignored. null: only that two answers are the same, and not empty."""
+
+
+class Verify(Section):
+    """The proof."""
+
+    gpu: Literal["auto", "required", "none"] = "auto"
+    """auto uses one where there is one; required fails without; none never asks."""
+    runs: Annotated[int, Field(ge=1, le=100)] = 1
+    """Cold starts to measure."""
+    expect: Expect = Expect()
+    """The question."""
+    load: Load = Load()
+    """The load."""
+    budget: Budget = Budget()
+    """The limits."""
+
+
+class Spec(Section):
+    """builder.yaml, version 1."""
+
+    version: Literal[1]
+    """Version of this file's format."""
+    name: Name
+    """Name of the model server: the weights' name, and the stem of everything generated."""
+    model: Model
+    """Where the weights come from."""
+    weights: Weights
+    """Where the chunks are stored."""
+    image: Image
+    """The serving image."""
+    serve: Serve = Serve()
+    """How it serves."""
+    bake: Bake = Bake()
+    """The node volume."""
+    verify: Verify = Verify()
+    """The proof."""
+    emit: tuple[Literal["deployment", "prefetch-daemonset", "kserve", "karpenter", "keda"], ...] = ()
+    """What `builder emit` writes."""
+
+    @model_validator(mode="after")
+    def _ports(self) -> Spec:
+        if self.serve.port == self.serve.control_port:
+            raise ValueError("serve.port and serve.control_port are the same")
+        return self
+
+
+SECRET_LOOK = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9]{20,})\b")

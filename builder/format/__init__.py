@@ -1,0 +1,1 @@
+"""What lies on disk and on the wire. Ships inside images: standard library, Python 3.10."""
