@@ -19,16 +19,12 @@ EMITTERS = ("deployment", "prefetch-daemonset", "kserve", "karpenter", "keda")
 
 
 def _size(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value  # already parsed: a spec built in code
     if not isinstance(value, str):
-        raise ValueError("expected a size with a unit, in quotes or plain, such as 16MiB")
+        raise ValueError("expected a size with a unit, such as 16MiB")
     return units.parse_size(value)
 
 
 def _seconds(value: object) -> object:
-    if isinstance(value, float):
-        return value
     if not isinstance(value, str):
         raise ValueError("expected a duration with a unit, such as 60s")
     return units.parse_seconds(value)
@@ -36,7 +32,7 @@ def _seconds(value: object) -> object:
 
 def _chunk(value: int) -> int:
     if not MIN_CHUNK <= value <= MAX_CHUNK:
-        raise ValueError("expected 8MiB to 64MiB")
+        raise ValueError("expected auto, or 8MiB to 64MiB")
     return value
 
 
@@ -44,7 +40,9 @@ _SIZE_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(B
 _TIME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h)$"}
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(json_schema_extra=lambda s: _become(s, _TIME_SCHEMA))]
-ChunkSize = Annotated[int, BeforeValidator(_size), AfterValidator(_chunk), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))]
+ChunkSize = Annotated[
+    int, BeforeValidator(_size), AfterValidator(_chunk), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))
+]
 Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)*([-+.a-z0-9]*)$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 

@@ -269,11 +269,15 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
 def _file(raw: dict[str, Any]) -> File:
     path = safe_path(raw["path"])
     size = _count(raw["size"], f"{path}: size")
-    chunks = tuple(Chunk(_hex(s, path), _count(o, path), _count(n, path), _matches(c, _CRC, path)) for s, o, n, c in raw["chunks"])
+    chunks = tuple(
+        Chunk(_hex(s, path), _count(o, path), _count(n, path), _matches(c, _CRC, path)) for s, o, n, c in raw["chunks"]
+    )
     end = 0
     for c in chunks:
         if c.offset != end or not 0 < c.size <= MAX_CHUNK_BYTES:
-            raise ValueError(f"{path}: chunk at {c.offset} has {c.size} bytes; expected offset {end}, 1 to {MAX_CHUNK_BYTES} bytes")
+            raise ValueError(
+                f"{path}: chunk at {c.offset} has {c.size} bytes; expected offset {end}, 1 to {MAX_CHUNK_BYTES} bytes"
+            )
         end += c.size
     if end != size:
         raise ValueError(f"{path}: chunks cover {end} of {size} bytes")
@@ -281,7 +285,9 @@ def _file(raw: dict[str, Any]) -> File:
     tensors = tuple(_tensor(name, t, size) for name, t in raw["tensors"].items())
     if header > size or raw["mode"] not in (*TENSOR_MODES, "raw"):
         raise ValueError(f"{path}: header of {header} bytes, mode {raw['mode']!r}")
-    return File(path, size, _hex(raw["sha256"], path), _matches(raw["crc64nvme"], _CRC, path), raw["mode"], header, chunks, tensors)
+    return File(
+        path, size, _hex(raw["sha256"], path), _matches(raw["crc64nvme"], _CRC, path), raw["mode"], header, chunks, tensors
+    )
 
 
 def _tensor(name: str, raw: dict[str, Any], file_size: int) -> Tensor:

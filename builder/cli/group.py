@@ -1,0 +1,108 @@
+"""The lazy group and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from builder import __version__
+from builder.errors import BuilderError, ConfigError
+
+# name: (module, what it does). The text stands here so that --help imports no command.
+COMMANDS = {
+    "init": ("builder.cli.init", "Inspect a model and write a commented builder.yaml."),
+    "demo": ("builder.cli.demo", "Run the whole chain on a small real model."),
+    "doctor": ("builder.cli.doctor", "Say what this machine can do, and what to install."),
+    "weights": ("builder.cli.weights", "Push, pull, verify and repair model weights."),
+    "render": ("builder.cli.render", "Print the Dockerfile."),
+    "build": ("builder.cli.build", "Build the serving image."),
+    "image": ("builder.cli.image", "Report on an image; scan it for secrets and weights."),
+    "verify": ("builder.cli.verify", "Load-test the built image: phases, correctness, budgets."),
+    "bake": ("builder.cli.bake", "Write and verify a pre-seeded node volume."),
+    "report": ("builder.cli.report", "Render verify reports."),
+    "schema": ("builder.cli.schema", "Print the JSON Schema of builder.yaml."),
+    "completion": ("builder.cli.completion", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands' names and one-line texts; imports a command when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="builder")
+def group() -> None:
+    """Make a large language model start fast, and prove it.
+
+    One file, builder.yaml, describes a model server. From it builder prepares what must be in place before a pod
+    starts: weights in verified chunks, a slim image, a pre-seeded node volume; and measures the cold start.
+
+    `builder demo` shows all of it on this machine.
+    """
+
+
+def run(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        group.main(words, prog_name="builder", standalone_mode=False)
+        code = 0
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    except click.UsageError as exc:
+        code = _usage(exc, words)
+    except BuilderError as exc:
+        code = _report(exc, words)
+    except BrokenPipeError:
+        # The reader of our stdout went away (`builder ... | head`); nothing is wrong and nobody is left to tell.
+        sys.stderr.close()
+        code = 0
+    except Exception as exc:  # noqa: BLE001  # the last line of defence: a defect of ours, told without a traceback
+        code = _report(
+            BuilderError(f"internal error: {type(exc).__name__}: {exc}", hint="run again with -vv and report it"), words
+        )
+    sys.exit(code)
+
+
+def _usage(exc: click.UsageError, words: list[str]) -> int:
+    if exc.ctx is not None and not _json(words):
+        click.echo(exc.ctx.get_usage(), err=True)
+    where = f"`{exc.ctx.command_path} --help` shows what it takes" if exc.ctx else ""
+    return _report(ConfigError(exc.format_message(), hint=where), words)
+
+
+def _report(exc: BuilderError, words: list[str]) -> int:
+    if any(w in words for w in ("-vv", "-vvv")) or words.count("-v") > 1:
+        traceback.print_exception(exc)
+    if _json(words):
+        click.echo(json.dumps(exc.to_json()))
+    click.echo(click.style("error: ", fg="red", bold=True) + exc.message, err=True)
+    if exc.hint:
+        click.echo("\n" + click.style("hint: ", fg="cyan", bold=True) + exc.hint, err=True)
+    return exc.exit_code
+
+
+def _json(words: list[str]) -> bool:
+    return "--format=json" in words or ("--format", "json") in itertools.pairwise(words)

@@ -1,0 +1,139 @@
+"""What this machine can do: one finding per thing builder needs, each with what it is for and how to get it.
+
+Nothing is changed and nothing is sent anywhere. A finding fails only for the work that was asked about.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from builder import process, units
+
+WORK = ("weights", "build", "bake", "verify", "demo")
+FREE_BYTES = 5 << 30  # the demo's image, its build cache and the volume take about 3 GiB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """ok: it is there.  work: what needs it; empty when nothing fails without it.  hint: one next step."""
+
+    name: str
+    ok: bool
+    found: str
+    work: tuple[str, ...]
+    hint: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Every finding, in the order of the chain."""
+    return [
+        _module("xllamacpp", "llama.cpp engine for load tests in place", "pip install 'coldstart-builder[demo]'"),
+        _rclone(),
+        *_docker(),
+        *_bake_programs(),
+        _root(),
+        _loop(),
+        _program("packer", (), "packer", "validates the Packer templates"),
+        _gpu(),
+        _space(Path.cwd()),
+    ]
+
+
+def _docker() -> list[Finding]:
+    work = ("build",)
+    if not process.which("docker"):
+        return [Finding("docker", False, "no docker program", work, "make engine")]
+    told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=20)
+    info = json.loads(told.stdout) if told.returncode == 0 else {}
+    version = info.get("ServerVersion", "")
+    if not version:
+        return [Finding("docker", False, "no engine answers", work, "make engine")]
+    buildx = process.run(["docker", "buildx", "version"], check=False)
+    store = "io.containerd" in json.dumps(info.get("DriverStatus", []))
+    return [
+        Finding("docker", True, f"engine {version}", work),
+        Finding(
+            "buildx",
+            buildx.returncode == 0,
+            buildx.stdout.decode().split()[1] if buildx.returncode == 0 else "does not answer",
+            (),
+            "" if buildx.returncode == 0 else "make engine (without it builds fall back to DOCKER_BUILDKIT=1)",
+        ),
+        Finding(
+            "containerd image store",
+            store,
+            "on" if store else "off: images lose their registry digests when exported",
+            ("bake",),
+            "" if store else "set features.containerd-snapshotter in daemon.json, or make engine",
+        ),
+    ]
+
+
+def _bake_programs() -> list[Finding]:
+    needs = {
+        "containerd": ("containerd", "fills the volume with a private instance"),
+        "ctr": ("containerd", "its command line"),
+        "runc": ("runc", "starts a container from the volume, as proof"),
+        "sgdisk": ("gdisk", "writes the partition table"),
+        "mkfs.xfs": ("xfsprogs", "makes the file system"),
+    }
+    return [_program(name, ("bake",), package, what) for name, (package, what) in needs.items()]
+
+
+def _program(name: str, work: tuple[str, ...], package: str, what: str) -> Finding:
+    found = process.which(name)
+    return Finding(
+        name, found is not None, str(found or f"missing; {what}"), work, "" if found else f"apt-get install {package}"
+    )
+
+
+def _module(name: str, what: str, hint: str) -> Finding:
+    found = importlib.util.find_spec(name) is not None
+    return Finding(name, found, "importable" if found else f"missing; {what}", ("demo",), "" if found else hint)
+
+
+def _rclone() -> Finding:
+    from builder.errors import CapabilityError
+    from builder.stores import rclone
+
+    try:
+        found = rclone.program()
+    except CapabilityError as exc:
+        return Finding("rclone", False, "missing; the S3 server of the demo and the tests", ("demo",), exc.hint)
+    return Finding("rclone", True, str(found), ("demo",))
+
+
+def _root() -> Finding:
+    root = os.geteuid() == 0
+    return Finding(
+        "root", root, "yes" if root else f"user id {os.geteuid()}", ("bake",), "" if root else "sudo builder bake ..."
+    )
+
+
+def _loop() -> Finding:
+    there = Path("/dev/loop-control").exists()
+    hint = "" if there else "builder bake disk --no-loop writes ext4 without loop devices"
+    return Finding("loop devices", there, "yes" if there else "no /dev/loop-control", (), hint)
+
+
+def _gpu() -> Finding:
+    smi = process.which("nvidia-smi")
+    told = process.run([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"], check=False) if smi else None
+    if told is not None and told.returncode == 0:
+        return Finding("gpu", True, told.stdout.decode().strip().replace("\n", "; "), ())
+    return Finding("gpu", False, "none; verify runs on the CPU", (), "verify.gpu: required makes this an error")
+
+
+def _space(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    ok = free >= FREE_BYTES
+    hint = "" if ok else f"free {units.format_size(FREE_BYTES - free)} more"
+    return Finding("disk space", ok, f"{units.format_size(free)} free", ("build", "bake", "demo"), hint)

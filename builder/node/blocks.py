@@ -1,0 +1,67 @@
+"""Which blocks of a sparse disk hold anything: the part that a snapshot stores, costs and loads.
+
+A block is 512 KiB, the unit of the EBS direct APIs (BlockSize 524288 in their reference). A block of zeros is not
+uploaded: a volume made from a snapshot reads unknown blocks as zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BLOCK = 512 << 10
+_ZERO = bytes(BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMap:
+    """size: bytes of the disk. blocks: indices of the blocks that hold a byte other than zero, ascending.
+
+    sha256: over (index as 8 bytes big endian, sha256 of the block padded with zeros to 512 KiB) for each of them;
+    equal disks have equal values, however sparse their files are.
+    """
+
+    size: int
+    blocks: tuple[int, ...]
+    sha256: str
+
+    @property
+    def nonzero_bytes(self) -> int:
+        """Bytes that a snapshot of the disk holds: whole blocks."""
+        return len(self.blocks) * BLOCK
+
+    def to_json(self) -> dict[str, Any]:
+        return {"size": self.size, "blocks": len(self.blocks), "nonzero_bytes": self.nonzero_bytes, "sha256": self.sha256}
+
+
+def scan(path: Path) -> BlockMap:
+    """Read the allocated parts of `path`, once. Holes are found with SEEK_DATA, so an empty 500 GiB file costs nothing."""
+    outer = hashlib.sha256()
+    found: list[int] = []
+    with path.open("rb", buffering=0) as disk:
+        size = os.fstat(disk.fileno()).st_size
+        for index in candidates(disk.fileno(), size):
+            block = os.pread(disk.fileno(), BLOCK, index * BLOCK)
+            if block == _ZERO[: len(block)]:
+                continue
+            found.append(index)
+            outer.update(index.to_bytes(8, "big"))
+            outer.update(hashlib.sha256(block.ljust(BLOCK, b"\0")).digest())
+    return BlockMap(size, tuple(found), outer.hexdigest())
+
+
+def candidates(fd: int, size: int) -> Iterator[int]:
+    """Indices of the blocks that have an allocated byte, ascending, each once."""
+    offset, following = 0, 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:  # ENXIO: no data after offset
+            return
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        yield from range(max(following, start // BLOCK), (offset - 1) // BLOCK + 1)
+        following = (offset - 1) // BLOCK + 1

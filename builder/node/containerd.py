@@ -1,0 +1,229 @@
+"""A private containerd: own root, state and socket, never the machine's. Driven by `ctr`, its own client.
+
+The namespace is k8s.io and the snapshotter overlayfs, as on the node. Import keeps the registry's digests
+(`--base-name REPO --digests`), so an image is found as `repo:tag` and as `repo@sha256:...`; both references carry
+`managed` (the CRI plugin owns it) and `pinned` (kubelet's image GC spares it; containerd internal/cri/labels).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import process
+from builder.errors import BuilderError, CapabilityError
+from builder.node.layout import Layout, OciImage, stream
+
+NAMESPACE = "k8s.io"
+LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
+LAYER_REF = "containerd.io/gc.ref.content.l."
+READY_S = 30.0
+CTR_S = 120.0
+IMPORT_S = 3600.0
+_UNUSED = (
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.erofs",
+    "io.containerd.snapshotter.v1.native",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.nri.v1.nri",
+)
+_CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One line of `ctr images ls`."""
+
+    reference: str
+    digest: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Containerd:
+    """A running private containerd. version: `1.7.24`."""
+
+    socket: Path
+    log: Path
+    version: str
+
+    def ctr(self, *args: str | Path, timeout_s: float = CTR_S) -> str:
+        """Standard output of `ctr ARGS` in the node's namespace. Raises BuilderError with the tail of containerd's log."""
+        done = process.run([*self._argv(), *args], check=False, timeout_s=timeout_s)
+        if done.returncode:
+            raise self.failed(args, done.stderr.decode(errors="replace"), done.returncode)
+        return done.stdout.decode(errors="replace")
+
+    def load(self, layout: Layout, image: OciImage) -> None:
+        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd."""
+        args = ["images", "import", "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
+        with tempfile.TemporaryFile() as said:
+            child = subprocess.Popen([*self._argv(), *args], stdin=subprocess.PIPE, stdout=said, stderr=said)
+            try:
+                assert child.stdin is not None
+                with suppress(BrokenPipeError):  # ctr has left; its own words say why
+                    stream(layout, image, child.stdin)
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
+                child.wait(IMPORT_S)
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+            if child.returncode:
+                said.seek(0)
+                raise self.failed(args, said.read().decode(errors="replace"), child.returncode)
+        self._expect(image)
+
+    def label(self, reference: str) -> None:
+        self.ctr("images", "label", reference, *(f"{key}={value}" for key, value in LABELS.items()))
+
+    def images(self) -> list[ImageRow]:
+        """Every image reference in the namespace."""
+        rows = []
+        for line in self.ctr("images", "ls").splitlines()[1:]:
+            words = line.split()  # REF TYPE DIGEST SIZE UNIT PLATFORMS LABELS; labels are k=v,k=v or -
+            rows.append(ImageRow(words[0], words[2], dict(pair.split("=", 1) for pair in words[-1].split(",") if "=" in pair)))
+        return rows
+
+    def drop_layers(self, image: OciImage) -> None:
+        """Let go of the compressed layers; the unpacked ones stay. Takes effect with `collect`.
+
+        The image lists, reports pinned and starts all the same: `images.Check` only asks for the manifest
+        (containerd core/images/image.go).
+        """
+        names = [f"{LAYER_REF}{i}=" for i in range(len(image.layers))]
+        self.ctr("content", "label", image.manifest.digest, *names)
+
+    def collect(self) -> None:
+        """Run the garbage collector now and wait for it: a lease made and removed with --sync."""
+        self.ctr("leases", "create", "--id", "builder-collect")
+        self.ctr("leases", "rm", "--sync", "builder-collect")
+
+    def blobs(self) -> set[str]:
+        """Digests in the content store."""
+        return set(self.ctr("content", "ls", "--quiet").split())
+
+    def snapshots(self) -> dict[str, str]:
+        """Snapshot key to kind (Committed, Active, View)."""
+        rows = (line.split() for line in self.ctr("snapshots", "ls").splitlines()[1:])
+        return {words[0]: words[-1] for words in rows if words}
+
+    def layer_folders(self, image: OciImage) -> list[Path]:
+        """The unpacked layers, bottom first. Read from the mount that a view of the top snapshot would use."""
+        key = f"builder-view-{image.manifest.digest[7:19]}"
+        self.ctr("snapshots", "view", key, image.chain_ids[-1])
+        try:
+            said = self.ctr("snapshots", "mounts", "/builder-nowhere", key)
+        finally:
+            self.ctr("snapshots", "rm", key)
+        return _layers(said)
+
+    def failed(self, args: tuple[str | Path, ...] | list[str], said: str, code: int) -> BuilderError:
+        tail = said.strip().splitlines()[-process.TAIL_LINES :]
+        log = self.log.read_text(errors="replace").splitlines()
+        tail += [line for line in log if "level=error" in line or "level=fatal" in line][-5:]
+        text = "".join(f"\n  {line}" for line in tail)
+        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}")
+
+    def _argv(self) -> list[str | Path]:
+        return [process.need("ctr", "containerd"), "--address", self.socket, "--namespace", NAMESPACE]
+
+    def _expect(self, image: OciImage) -> None:
+        found = {row.reference: row.digest for row in self.images()}
+        for reference in (image.reference, image.by_digest):
+            if found.get(reference) != image.target.digest:
+                raise BuilderError(f"import: {reference} is {found.get(reference, 'absent')}, expected {image.target.digest}",
+                                   hint=f"containerd {self.version} imports in another way; use 1.7 or 2.1")  # fmt: skip
+
+
+def version() -> str:
+    """Of the installed containerd. Raises CapabilityError unless it is 1.7 to 2.x."""
+    said = process.run([process.need("containerd"), "--version"]).stdout.decode()
+    match = re.search(r"\bv?(\d+)\.(\d+)\.(\d+)", said)
+    if not match or not (1, 7) <= (int(match[1]), int(match[2])) < (3, 0):
+        raise CapabilityError(f"containerd is {said.strip()!r}, expected 1.7 to 2.x", hint="install containerd 1.7 or newer")
+    return ".".join(match.groups())
+
+
+@contextmanager
+def containerd(root: Path, folder: Path, *, cri: bool = False) -> Iterator[Containerd]:
+    """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
+
+    cri: with the CRI plugin, which then takes stock of the images as it does on a node.
+    """
+    found = version()
+    socket, log = folder / "containerd.sock", folder / "containerd.log"
+    file = folder / "containerd.toml"
+    file.write_text(config(root, folder / "state", socket, cri=cri))
+    # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
+    argv: list[str | Path] = [process.need("setpriv", "util-linux"), "--pdeathsig", "KILL", process.need("containerd"), "--config", file]
+    with log.open("wb") as out:
+        # An own session: Ctrl-C goes to this process alone, which stops containerd when its work is undone.
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    try:
+        running = Containerd(socket, log, found)
+        _wait(running, child)
+        yield running
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
+    """containerd's configuration, version 2, which 1.7 and 2.x read. Strings are JSON, which is also TOML."""
+    disabled = list(_UNUSED) + ([] if cri else list(_CRI))
+    lines = [
+        "version = 2",
+        f"root = {json.dumps(str(root))}",
+        f"state = {json.dumps(str(state))}",
+        f"disabled_plugins = {json.dumps(disabled)}",
+        "[grpc]",
+        f"address = {json.dumps(str(socket))}",
+    ]
+    if cri:
+        lines += [
+            '[plugins."io.containerd.grpc.v1.cri"]',
+            'stream_server_port = "0"',
+            "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _wait(running: Containerd, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_S
+    while child.poll() is None and time.monotonic() < deadline:
+        if running.socket.exists():
+            done = process.run([*running._argv(), "version"], check=False, timeout_s=READY_S)
+            if done.returncode == 0:
+                return
+        time.sleep(0.02)
+    tail = running.log.read_text(errors="replace").splitlines()[-process.TAIL_LINES :]
+    how = "did not answer" if child.poll() is None else f"ended with status {child.returncode}"
+    raise BuilderError(f"the private containerd {how}:" + "".join(f"\n  {line}" for line in tail))
+
+
+def _layers(mounts: str) -> list[Path]:
+    """Folders of the layers out of `mount -t overlay ... -o lowerdir=TOP:...:BOTTOM` or `mount -t bind DIR ...`."""
+    if match := re.search(r"lowerdir=([^,\s]+)", mounts):
+        return [Path(part) for part in reversed(match[1].split(":"))]
+    words = shlex.split(mounts)
+    return [Path(words[words.index("bind") + 1])]

@@ -1,0 +1,127 @@
+"""A raw disk file: sparse, one partition, a file system that Bottlerocket's kernels can mount.
+
+The partition is reached as a loop device with an offset, not by partition scanning, because the running kernel may
+have no GPT support. The disk has its final size from the start: a file system grown later keeps the small allocation
+groups of its birth (2 GiB grown to 500 GiB: about 1000 of them; an empty 500 GiB XFS occupies 5 blocks).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builder import process, units
+from builder.errors import BuilderError, CapabilityError, IntegrityError
+from builder.node.gpt import Partition
+
+GIB = 1 << 30
+MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
+XFS_OPTIONS = ("-m", "crc=1,finobt=1,reflink=1,bigtime=1,inobtcount=1,rmapbt=0", "-i", "sparse=1,nrext64=0")
+# Incompatible features that Linux 6.1, the oldest kernel of a current Bottlerocket, can mount: ftype, sparse inodes,
+# meta-uuid, bigtime, needs-repair, nrext64 (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_INCOMPAT_ALL at v6.1).
+_XFS_INCOMPAT_6_1 = 0x3F
+_XFS_INCOMPAT_AT = 216  # offset of sb_features_incompat, big endian, in the superblock
+
+
+def create(path: Path, size: int) -> None:
+    """An empty sparse file of `size` bytes. Raises CapabilityError if the file system cannot hold one so large."""
+    try:
+        with path.open("xb") as disk:
+            disk.truncate(size)
+    except OSError as exc:
+        path.unlink(missing_ok=True)
+        raise CapabilityError(f"{path}: a sparse file of {units.format_size(size)}: {exc.strerror}") from exc
+
+
+def need_space(folder: Path, expected: int) -> None:
+    """Raises CapabilityError if `folder` has less than `expected` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < expected:
+        raise CapabilityError(
+            f"{folder}: {units.format_size(free)} free, about {units.format_size(expected)} needed",
+            hint="free some space, or bake to another folder",
+        )
+
+
+def need_root(what: str) -> None:
+    """Raises CapabilityError unless this process may mount."""
+    if os.geteuid() != 0:
+        raise CapabilityError(
+            f"{what} needs root: it mounts file systems and starts a private containerd",
+            hint="run it with sudo or in a privileged container; `builder bake lint` and `builder render` work without",
+        )
+
+
+def has_loop() -> bool:
+    """Whether loop devices can be made here."""
+    return os.access("/dev/loop-control", os.R_OK | os.W_OK)
+
+
+@contextmanager
+def attached(path: Path, partition: Partition) -> Iterator[Path]:
+    """A loop device of the partition alone; detached at the end, also after an error."""
+    if not has_loop():
+        raise CapabilityError("/dev/loop-control: no loop devices here", hint="run in a privileged container, or use --no-loop")
+    done = process.run([
+        process.need("losetup", "util-linux"), "--find", "--show", "--offset", str(partition.offset),
+        "--sizelimit", str(partition.size), path,
+    ])  # fmt: skip
+    device = Path(done.stdout.decode().strip())
+    try:
+        yield device
+    finally:
+        process.run([process.need("losetup"), "--detach", device], check=False)
+
+
+@contextmanager
+def mounted(device: Path, point: Path, *, options: str = "noatime,nosuid,nodev") -> Iterator[Path]:
+    """`device` mounted at `point`; synced and unmounted at the end, also after an error.
+
+    The options are those of Bottlerocket's local.mount, so that what fails on a node fails here.
+    """
+    process.run([process.need("mount"), "-o", options, device, point])
+    try:
+        yield point
+    finally:
+        unmount(point)
+
+
+def unmount(point: Path) -> None:
+    """Unmount, and wait until it is gone; a busy mount is tried for a while (a shim may still be leaving)."""
+    for attempt in range(20):
+        done = process.run([process.need("umount"), point], check=False)
+        if done.returncode == 0 or not point.is_mount():
+            return
+        process.run(["sleep", "0.1"] if attempt < 19 else ["true"])
+    raise BuilderError(f"{point}: cannot be unmounted: {done.stderr.decode().strip()}", hint=f"umount {point}")
+
+
+def make_xfs(device: Path) -> None:
+    """XFS with features that every kernel from 6.1 on mounts; refused if this mkfs.xfs cannot make one."""
+    process.run([process.need("mkfs.xfs", "xfsprogs"), "-q", "-K", *XFS_OPTIONS, device])
+    with device.open("rb") as raw:
+        superblock = raw.read(512)
+    (features,) = struct.unpack_from(">I", superblock, _XFS_INCOMPAT_AT)
+    if superblock[:4] != b"XFSB" or features & ~_XFS_INCOMPAT_6_1:
+        raise IntegrityError(f"mkfs.xfs set incompatible features {features:#x}; Linux 6.1 knows {_XFS_INCOMPAT_6_1:#x}",
+                             hint="use xfsprogs 6.1 to 6.12")  # fmt: skip
+
+
+def make_ext4_from(tree: Path, path: Path, partition: Partition) -> None:
+    """ext4 inside the partition of the disk file `path`, filled with `tree`: no loop device, no mount.
+
+    mke2fs -d keeps owners, modes, device nodes and extended attributes (trusted.overlay.*, security.*) of the tree.
+    """
+    process.run([
+        process.need("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0", "-d", tree,
+        "-E", f"offset={partition.offset}", path, f"{partition.size // 1024}k",
+    ])  # fmt: skip
+
+
+def trim(point: Path) -> None:
+    """Punch holes where the file system holds nothing, so that deleted blobs do not travel in the snapshot."""
+    process.run([process.need("fstrim", "util-linux"), point])

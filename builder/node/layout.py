@@ -1,0 +1,323 @@
+"""OCI image layouts: a folder or a .tar, read without unpacking, with the registry's own digests.
+
+Only layouts are taken: an archive of an older `docker save` (docker-archive) has no manifest, and importing it makes a
+new one, so a pod that names the registry's digest would not find the image (measured: `../docs/bake.md`).
+Format: github.com/opencontainers/image-spec, image-layout.md and image-index.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from builder.errors import ConfigError, IntegrityError
+
+NAME_KEY = "io.containerd.image.name"
+TAG_KEY = "org.opencontainers.image.ref.name"
+_INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+_PLAIN_LAYERS = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
+_MAX_JSON = 16 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Layout(Protocol):
+    """path: for messages."""
+
+    path: Path
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the member `name`; None if it is not there."""
+
+    def open(self, name: str) -> IO[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob by digest, with its size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+
+    @property
+    def member(self) -> str:
+        return "blobs/" + self.digest.replace(":", "/")
+
+
+@dataclass(frozen=True, slots=True)
+class OciImage:
+    """One image of a layout, for one platform.
+
+    reference: normalised `registry/repository:tag`.  target: what the tag points at, an index or a manifest; its digest
+    is the one that pods name.  diff_ids: of the uncompressed layers, bottom first.  user, entrypoint: from its config.
+    """
+
+    reference: str
+    target: Descriptor
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+    user: str
+    entrypoint: tuple[str, ...]
+    platform: str
+
+    @property
+    def repository(self) -> str:
+        return self.reference.rsplit(":", 1)[0]
+
+    @property
+    def by_digest(self) -> str:
+        """`repository@sha256:...`"""
+        return f"{self.repository}@{self.target.digest}"
+
+    @property
+    def size(self) -> int:
+        """Compressed bytes of all layers."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def chain_ids(self) -> tuple[str, ...]:
+        """Names of its snapshots, bottom first. Rule: image-spec config.md, "Layer ChainID"."""
+        chain: list[str] = []
+        for diff in self.diff_ids:
+            text = f"{chain[-1]} {diff}" if chain else diff
+            chain.append("sha256:" + hashlib.sha256(text.encode()).hexdigest() if len(chain) else diff)
+        return tuple(chain)
+
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Everything an import of this platform reads, each once."""
+        every = (self.target, self.manifest, self.config, *self.layers)
+        return tuple({blob.digest: blob for blob in every}.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "digest": self.target.digest,
+            "manifest": self.manifest.digest,
+            "config": self.config.digest,
+            "layers": [[layer.digest, layer.size] for layer in self.layers],
+            "diff_ids": list(self.diff_ids),
+            "user": self.user,
+            "entrypoint": list(self.entrypoint),
+            "platform": self.platform,
+            "compressed_bytes": self.size,
+        }
+
+
+def host_platform() -> str:
+    """`linux/amd64` or so: the platform of this machine."""
+    machine = platform.machine()
+    return f"linux/{_GOARCH.get(machine, machine)}"
+
+
+def normalise(reference: str) -> str:
+    """The full name that kubelet and containerd look up.
+
+    >>> normalise("debian:12"), normalise("acme/llm:v1"), normalise("registry.example.com/llm:v1")
+    ('docker.io/library/debian:12', 'docker.io/acme/llm:v1', 'registry.example.com/llm:v1')
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", reference) or "/" in reference.rsplit(":", 1)[1]:
+        raise ConfigError(f"{reference!r} is not an image reference", hint="write repository:tag, such as registry.example.com/llm:v1")
+    first, slash, _ = reference.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return reference
+    return f"docker.io/{'' if slash else 'library/'}{reference}"
+
+
+@contextmanager
+def open_layout(path: Path) -> Iterator[Layout]:
+    """The layout at `path`: a folder, or an uncompressed .tar of one. Raises ConfigError for anything else."""
+    if path.is_dir():
+        yield _checked(_Folder(path))
+    elif path.is_file():
+        try:
+            with tarfile.open(path, "r:") as tar:
+                yield _checked(_Tar(path, tar))
+        except tarfile.ReadError as exc:
+            raise ConfigError(f"{path}: not an OCI layout: {exc}", hint="skopeo copy docker://IMAGE oci-archive:image.tar") from exc
+    else:
+        raise ConfigError(f"{path}: no such file or folder")
+
+
+def find_image(layout: Layout, *, reference: str = "", platform: str = "") -> OciImage:
+    """The image called `reference` in the layout, or its only one, for `platform` (default: this machine's).
+
+    Every blob is there and has its size; digests are checked later, by the import itself.
+    Raises ConfigError if the name is missing or ambiguous, IntegrityError if a blob is missing or malformed.
+    """
+    wanted = platform or host_platform()
+    entry, name = _entry(layout, reference)
+    target = _descriptor(entry, layout)
+    manifest = _for_platform(layout, target, wanted)
+    body = _json(layout, manifest)
+    config = _descriptor(body.get("config", {}), layout)
+    layers = tuple(_descriptor(raw, layout) for raw in body.get("layers", []))
+    settings = _json(layout, config)
+    diff_ids = tuple(settings.get("rootfs", {}).get("diff_ids", []))
+    inner = settings.get("config") or {}
+    found = f"{settings.get('os', '?')}/{settings.get('architecture', '?')}"
+    image = OciImage(name, target, manifest, config, layers, diff_ids, inner.get("User") or "", tuple(inner.get("Entrypoint") or ()), found)
+    _complete(layout, image, wanted)
+    return image
+
+
+def stream(layout: Layout, image: OciImage, sink: IO[bytes]) -> None:
+    """Write the image as an OCI layout tar to `sink`, in one pass: its own index.json and only the blobs it needs.
+
+    Blobs are copied as they are, so digests stay; a name annotation makes the importer use `image.reference`.
+    """
+    raw = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
+    raw["annotations"] = {NAME_KEY: image.reference, TAG_KEY: image.reference.rsplit(":", 1)[1]}
+    index = {"schemaVersion": 2, "mediaType": _INDEX_TYPES[0], "manifests": [raw]}
+    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+        _add(tar, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
+        _add(tar, "index.json", json.dumps(index).encode())
+        for blob in image.blobs():
+            info = tarfile.TarInfo(blob.member)
+            info.size = blob.size
+            with layout.open(blob.member) as body:
+                tar.addfile(info, body)
+
+
+class _Folder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def size(self, name: str) -> int | None:
+        file = self.path / name
+        return file.stat().st_size if file.is_file() else None
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self.path / name).open("rb")
+
+
+class _Tar:
+    def __init__(self, path: Path, tar: tarfile.TarFile) -> None:
+        self.path = path
+        self._tar = tar
+        self._members = {m.name.removeprefix("./"): m for m in tar if m.isfile()}
+
+    def size(self, name: str) -> int | None:
+        member = self._members.get(name)
+        return member.size if member else None
+
+    def open(self, name: str) -> IO[bytes]:
+        body = self._tar.extractfile(self._members[name])
+        assert body is not None  # only regular files are members
+        return body
+
+
+def _checked(layout: Layout) -> Layout:
+    if layout.size("oci-layout") is not None and layout.size("index.json") is not None:
+        return layout
+    if layout.size("manifest.json") is not None:
+        raise ConfigError(
+            f"{layout.path}: a docker-archive, not an OCI layout; the registry's digests are lost in it",
+            hint="export with `skopeo copy docker://IMAGE oci-archive:image.tar`, or docker save with the containerd image store",
+        )
+    raise ConfigError(f"{layout.path}: no oci-layout and index.json in it; not an OCI layout")
+
+
+def _entry(layout: Layout, reference: str) -> tuple[dict[str, Any], str]:
+    """(the entry of index.json, its full name)"""
+    raw = _load(layout, "index.json", layout.size("index.json") or 0)
+    entries = [e for e in raw.get("manifests", []) if isinstance(e, dict)]
+    names = [_entry_name(e) for e in entries]
+    if not reference and len(entries) == 1:
+        if not names[0]:
+            raise ConfigError(f"{layout.path}: the image has no name in its index.json", hint="give one: --oci REPOSITORY:TAG=PATH")
+        return entries[0], names[0]
+    wanted = normalise(reference) if reference else ""
+    found = [e for e, name in zip(entries, names, strict=True) if name == wanted]
+    if not found and len(entries) == 1 and wanted:
+        found = entries  # the only image there is, under the name that was asked for
+    if len(found) != 1:
+        what = reference or "no name asked for"
+        raise ConfigError(f"{layout.path}: {what}; the layout holds {', '.join(n or '(unnamed)' for n in names) or 'nothing'}",
+                          hint="name one: --oci REPOSITORY:TAG=PATH")  # fmt: skip
+    return found[0], wanted
+
+
+def _entry_name(entry: dict[str, Any]) -> str:
+    notes = entry.get("annotations") or {}
+    for name in (notes.get(NAME_KEY, ""), notes.get(TAG_KEY, "")):
+        if ":" in name:  # a bare tag names no repository
+            return normalise(name)
+    return ""
+
+
+def _for_platform(layout: Layout, target: Descriptor, wanted: str) -> Descriptor:
+    if target.media_type not in _INDEX_TYPES:
+        return target
+    offered = []
+    for raw in _json(layout, target).get("manifests", []):
+        where = raw.get("platform") or {}
+        offered.append(f"{where.get('os')}/{where.get('architecture')}")
+        if offered[-1] == wanted:
+            return _descriptor(raw, layout)
+    raise ConfigError(f"{layout.path}: no image for {wanted}; the index offers {', '.join(offered)}")
+
+
+def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
+    if image.platform != wanted:
+        raise ConfigError(f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}", hint="one disk serves one platform")
+    faults = [
+        f"  {blob.digest}: {'missing' if (found := layout.size(blob.member)) is None else f'{found} bytes'}, expected {blob.size} bytes"
+        for blob in image.blobs()
+        if layout.size(blob.member) != blob.size
+    ]
+    if len(image.diff_ids) != len(image.layers) or not image.layers:
+        faults.append(f"  {image.config.digest}: {len(image.diff_ids)} diff_ids for {len(image.layers)} layers")
+    if faults:
+        raise IntegrityError(f"{layout.path}: {image.reference} is not whole:\n" + "\n".join(faults), hint="export the image again")
+    if layout.size("manifest.json") is not None and any(layer.media_type in _PLAIN_LAYERS for layer in image.layers):
+        # Engines of 25 and later write a layout from the classic store too, with manifests made up on the spot.
+        raise ConfigError(
+            f"{layout.path}: written by `docker save` from a classic image store; its digests are not the registry's",
+            hint="switch the engine to the containerd image store, or export with skopeo from the registry",
+        )
+
+
+def _descriptor(raw: dict[str, Any], layout: Layout) -> Descriptor:
+    digest, size = raw.get("digest"), raw.get("size")
+    if not isinstance(digest, str) or not _DIGEST.match(digest) or not isinstance(size, int) or size < 0:
+        raise IntegrityError(f"{layout.path}: descriptor with digest {digest!r} and size {size!r}")
+    return Descriptor(str(raw.get("mediaType", "")), digest, size)
+
+
+def _json(layout: Layout, blob: Descriptor) -> dict[str, Any]:
+    return _load(layout, blob.member, blob.size, blob.digest)
+
+
+def _load(layout: Layout, member: str, size: int, digest: str = "") -> dict[str, Any]:
+    found = layout.size(member)
+    if found is None or found > _MAX_JSON:
+        raise IntegrityError(f"{layout.path}: {member}: {'missing' if found is None else f'{found} bytes of JSON'}, expected {size} bytes")
+    with layout.open(member) as stream:
+        body = stream.read()
+    if digest and "sha256:" + hashlib.sha256(body).hexdigest() != digest:
+        raise IntegrityError(f"{layout.path}: {member}: sha256 is {hashlib.sha256(body).hexdigest()}", where={"object": member})
+    try:
+        raw = json.loads(body)
+    except ValueError as exc:
+        raise IntegrityError(f"{layout.path}: {member}: not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise IntegrityError(f"{layout.path}: {member}: a JSON {type(raw).__name__}, expected an object")
+    return raw
+
+
+def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    tar.addfile(info, io.BytesIO(body))

@@ -1,0 +1,199 @@
+"""Where one bake or check works, and how it leaves nothing behind.
+
+    /run/builder/<16 hex of the disk's path>/     0700
+        lock          flock while a process works here
+        mnt/          the disk's file system
+        state/ containerd.toml containerd.log containerd.sock
+        record.json   {"disk": the file being made, "tree": folder or null, "pid"}
+
+The name is derived from the path of the result, so two bakes of one file exclude each other, and what `kill -9` leaves
+is found by the next bake or check of any file: no lock is held, so its processes, mounts, loop devices and half-made files are
+nobody's, and `sweep` removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from builder import process
+from builder.errors import BuilderError, CapabilityError
+
+RUN = Path("/run/builder")  # short: a socket's path may have at most 107 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """folder: private to one bake. disk: the file being made."""
+
+    folder: Path
+    disk: Path
+
+    @property
+    def mount(self) -> Path:
+        return self.folder / "mnt"
+
+
+@contextmanager
+def workplace(disk: Path, *, tree: Path | None = None, run: Path = RUN) -> Iterator[Workplace]:
+    """A locked, empty folder for work on `disk`, removed at the end with every mount, process and device under it.
+
+    Raises CapabilityError if another process works on the same disk, or the folder cannot be made.
+    """
+    folder = run / hashlib.sha256(str(disk.resolve()).encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise CapabilityError(f"{folder}: {exc.strerror}", hint="run as root") from exc
+    with _locked(folder) as mine:
+        if not mine:
+            raise CapabilityError(f"{disk}: another process works on it", hint="wait for it, or choose another file")
+        try:
+            _clean(folder)
+            record = {"disk": str(disk.resolve()), "tree": str(tree.resolve()) if tree else None, "pid": os.getpid()}
+            (folder / "record.json").write_text(json.dumps(record))
+            (folder / "mnt").mkdir()
+            yield Workplace(folder, disk)
+        finally:
+            _clean(folder, keep_disk=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(run: Path = RUN) -> list[str]:
+    """Clean up after processes that were killed. Returns one sentence per thing removed; working neighbours are left alone."""
+    removed: list[str] = []
+    for folder in sorted(run.glob("*/")):
+        try:
+            with _locked(folder) as mine:
+                if mine:
+                    removed += _clean(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # its owner has just finished
+            continue
+    return removed
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM ends the work as Ctrl-C does: by KeyboardInterrupt, once, so that clean-up is not interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    fired = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal fired
+        if not fired:
+            fired = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def mounts_under(folder: Path) -> list[Path]:
+    """Mount points at or below `folder`, the innermost first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = Path(line.split(" ")[4].encode().decode("unicode_escape"))  # spaces are written as \\040
+        if point == folder or folder in point.parents:
+            found.append(point)
+    return found[::-1]
+
+
+def loops_of(disk: Path) -> list[str]:
+    """Loop devices attached to the file `disk`."""
+    if not disk.exists() or process.which("losetup") is None:
+        return []
+    done = process.run([process.need("losetup"), "--noheadings", "--output", "NAME", "--associated", disk])
+    return done.stdout.decode().split()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """True if nobody else holds the folder's lock, which is then held."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
+
+
+def _clean(folder: Path, *, keep_disk: bool = False) -> list[str]:
+    """Undo what the record and the folder's own path point to. keep_disk: the disk is finished, or its maker removes it."""
+    removed = []
+    record = _record(folder)
+    tree = Path(record["tree"]) if record.get("tree") else None
+    for pid in _processes(folder):
+        _end(pid)
+        removed.append(f"process {pid}")
+    for point in [p for root in (folder, tree) if root for p in mounts_under(root)]:
+        process.run([process.need("umount"), point], check=False)
+        removed.append(f"mount {point}")
+    disk = Path(record["disk"]) if record.get("disk") else None
+    for device in loops_of(disk) if disk else []:
+        process.run([process.need("losetup"), "--detach", device], check=False)
+        removed.append(f"loop device {device}")
+    if left := mounts_under(folder):
+        raise BuilderError(f"{left[0]}: cannot be unmounted", hint=f"umount {left[0]}")
+    if tree and tree.exists() and not mounts_under(tree):
+        shutil.rmtree(tree, ignore_errors=True)
+        removed.append(f"folder {tree}")
+    if disk and disk.exists() and not keep_disk:
+        disk.unlink()
+        removed.append(f"file {disk}")
+    for name in ("mnt", "state"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return removed
+
+
+def _record(folder: Path) -> dict[str, str]:
+    try:
+        raw = json.loads((folder / "record.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _processes(folder: Path) -> list[int]:
+    """Processes whose command line names this folder: containerd and its shims. Nothing else knows the path."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"{folder}/".encode() in line:
+            found.append(int(entry.name))
+    return found
+
+
+def _end(pid: int) -> None:
+    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0)):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+            time.sleep(0.02)

