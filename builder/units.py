@@ -54,6 +54,17 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s"
 
 
+def format_count(count: int) -> str:
+    """A number of parameters, as model names write it.
+
+    >>> format_count(8_030_000_000), format_count(135_000_000), format_count(900)
+    ('8.03B', '135M', '900')
+    """
+    if count >= 1e9:
+        return f"{count / 1e9:.2f}B"
+    return f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count / 1e3:.0f}k" if count >= 1e3 else str(count)
+
+
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     if not match or match[2] not in units:

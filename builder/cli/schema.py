@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from builder.config import schema
 
 
 @click.command()
-def command() -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Write it to this file.")
+def command(output: Path | None) -> None:
     """Print the JSON Schema of builder.yaml, for editors and check-jsonschema."""
-    click.echo(schema.text(), nl=False)
+    if output:
+        output.write_text(schema.text())
+    else:
+        click.echo(schema.text(), nl=False)

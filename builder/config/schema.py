@@ -12,7 +12,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schema() -> dict[str, Any]:
     """The schema as data."""
-    return {"$schema": DIALECT, "title": "builder.yaml", **Spec.model_json_schema(mode="validation")}
+    return {"$schema": DIALECT, **Spec.model_json_schema(mode="validation"), "title": "builder.yaml"}
 
 
 def text() -> str:

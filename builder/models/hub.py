@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
 from builder.models.source import ModelFile, ModelRef, ModelSnapshot, chosen, complete, model_file
@@ -42,7 +42,8 @@ def snapshot(ref: ModelRef, *, token: str = "", endpoint: str | None = None, cac
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, at = parse(ref.source)
-    transport = HfHubHTTPError.__mro__[1]  # the base error of the client's HTTP library, httpx or its successor by version
+    # The base error of the client's HTTP library, which is httpx or its successor, by version.
+    transport = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
         info = HfApi(endpoint=endpoint, token=token or None).model_info(repo, revision=ref.revision or at, files_metadata=True)
         names = [s.rfilename for s in info.siblings or [] if chosen(s.rfilename, ref)]
@@ -57,6 +58,24 @@ def snapshot(ref: ModelRef, *, token: str = "", endpoint: str | None = None, cac
     except OSError as exc:  # the client's connection errors, and the disk's
         raise _failed(ref, exc) from exc
     return complete(ref, SCHEME + repo, info.sha or "", _files(Path(root), info, names))
+
+
+def listing(ref: ModelRef, *, token: str = "", endpoint: str | None = None) -> list[tuple[str, int]]:
+    """(path, bytes) of the chosen files, without downloading any. Raises as `snapshot` does."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repo, at = parse(ref.source)
+    transport = HfHubHTTPError.__mro__[1]
+    try:
+        info = HfApi(endpoint=endpoint, token=token or None).model_info(repo, revision=ref.revision or at, files_metadata=True)
+    except HFValidationError as exc:
+        raise ConfigError(f"{ref.source}: {exc}") from exc
+    except transport as exc:
+        raise _refused(ref, exc) from exc
+    except OSError as exc:
+        raise _failed(ref, exc) from exc
+    return [(s.rfilename, s.size or 0) for s in info.siblings or [] if chosen(s.rfilename, ref)]
 
 
 def _files(root: Path, info: ModelInfo, names: list[str]) -> list[ModelFile]:
@@ -83,7 +102,5 @@ def _refused(ref: ModelRef, exc: Exception) -> RemoteError:
 
 def _failed(ref: ModelRef, exc: OSError) -> BuilderError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapabilityError(
-            f"{ref.source}: no space for the download: {exc}", hint="free space, or set HF_HOME to another disk"
-        )
+        return CapabilityError(f"{ref.source}: no space for the download: {exc}", hint="free space, or move HF_HOME")
     return RemoteError(f"{ref.source}: the hub cannot be reached: {exc}", hint="check the network and HTTPS_PROXY")

@@ -17,37 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from builder import __version__, units
-from builder.errors import ConfigError, IntegrityError
-from builder.format.volume import marker_digest, model_dir
+from builder.errors import ConfigError
+from builder.format.volume import marker_digest
 from builder.node import blocks, bottlerocket, containerd, disk, gpt, layout, workplace
+from builder.node.inputs import ImageInput, WeightsInput
 from builder.progress import NoProgress, Progress, step
-from builder.transfer.check import check_folder
-from builder.transfer.manifests import read_manifest
-from builder.transfer.restore import restore
-from builder.transfer.source import open_source
 
 DEFAULT_SIZE = 120 * disk.GIB
 UNPACKED_RATIO = 4  # unpacked bytes per compressed byte, upper estimate: Debian layers reach 2.6, CUDA wheels 2.2
 SPARE = 256 << 20  # file system metadata, journal, containerd's database
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInput:
-    """An image to bake. path: an OCI layout, folder or .tar. reference: its name, needed where the layout has several."""
-
-    path: Path
-    reference: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsInput:
-    """Weights to bake: a restored folder, or a store (folder path or URL) and a reference in it, "" for its only model."""
-
-    folder: Path | None = None
-    store: str = ""
-    reference: str = ""
-    endpoint_url: str | None = None
-    region: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +184,11 @@ def _fill(plan: BakePlan, root: Path, place: workplace.Workplace, loaded: list[t
             rows = [_row(image, daemon, root) for _, image in loaded]
     bottlerocket.keep_only_caches(root)
     weights: dict[str, int] = {}
+    if plan.weights:
+        from builder.node.weights import put  # obstore and awscrt, which a bake of images alone does not need
     for one in plan.weights:
         with watch(f"weights {one.folder or one.reference or one.store}"):
-            digest, size = _put_weights(one, root / bottlerocket.MODELS, watch.progress)
+            digest, size = put(one, root / bottlerocket.MODELS, watch.progress)
             weights[digest] = size
     with watch("SELinux labels"):
         bottlerocket.label_all(root)
@@ -232,31 +212,6 @@ def _row(image: layout.OciImage, daemon: containerd.Containerd, root: Path) -> d
         for chain, folder in zip(image.chain_ids, folders, strict=True)
     ]
     return {**image.to_json(), "unpacked": layers}
-
-
-def _put_weights(one: WeightsInput, models: Path, progress: Progress) -> tuple[str, int]:
-    """(manifest digest, bytes). Root owns the files and everyone may read them: a pod serves them and cannot change them."""
-    if one.folder:
-        digest = marker_digest(one.folder)
-        assert digest  # checked with the plan
-        if faults := check_folder(one.folder):
-            raise IntegrityError(f"{one.folder}: {len(faults)} faults, the first: {faults[0]}",
-                                 hint=f"builder weights repair --local {one.folder} --store URL")  # fmt: skip
-        target = model_dir(models, digest)
-        shutil.copytree(one.folder, target)
-    else:
-        source = open_source(one.store, endpoint_url=one.endpoint_url, region=one.region)
-        manifest = read_manifest(source, one.reference)
-        digest = manifest.digest
-        target = model_dir(models, digest)
-        restore(manifest, source, target, progress=progress)
-        (models / f".{target.name}.lock").unlink(missing_ok=True)
-    size = 0
-    for path in bottlerocket.walk(target):
-        os.chown(path, 0, 0, follow_symlinks=False)
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        size += 0 if path.is_dir() else path.stat().st_size
-    return digest, size
 
 
 def _opened(stack: ExitStack, one: ImageInput, platform: str) -> tuple[layout.Layout, layout.OciImage]:

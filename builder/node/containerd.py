@@ -133,6 +133,12 @@ class Containerd:
             self.ctr("snapshots", "rm", key)
         return _layers(said)
 
+    def end(self, container: str) -> None:
+        """Kill and forget a container, if it is still there."""
+        for args in (["tasks", "kill", "--signal", "SIGKILL", container], ["tasks", "rm", "--force", container],
+                     ["containers", "rm", container]):  # fmt: skip
+            process.run([*self._argv(), *args], check=False, timeout_s=CTR_S)
+
     def failed(self, args: tuple[str | Path, ...] | list[str], said: str, code: int) -> BuilderError:
         tail = said.strip().splitlines()[-process.TAIL_LINES :]
         log = self.log.read_text(errors="replace").splitlines()

@@ -32,6 +32,8 @@ from builder.errors import BuilderError, CapabilityError
 
 RUN = Path("/run/builder")  # short: a socket's path may have at most 107 bytes
 
+RUNC_STATE = Path("/run/containerd/runc/k8s.io")  # fixed by containerd's runc shim, one folder per namespace
+
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
@@ -43,6 +45,11 @@ class Workplace:
     @property
     def mount(self) -> Path:
         return self.folder / "mnt"
+
+    @property
+    def container(self) -> str:
+        """Name of the only container that is started here."""
+        return f"builder-{self.folder.name}"
 
 
 @contextmanager
@@ -129,12 +136,17 @@ def _locked(folder: Path) -> Iterator[bool]:
     """True if nobody else holds the folder's lock, which is then held."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield _take(fd, folder / "lock")
     finally:
         os.close(fd)
+
+
+def _take(fd: int, path: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return path.stat().st_ino == os.fstat(fd).st_ino  # else its last owner removed it while it was being opened
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _clean(folder: Path, *, keep_disk: bool = False) -> list[str]:
@@ -145,6 +157,7 @@ def _clean(folder: Path, *, keep_disk: bool = False) -> list[str]:
     for pid in _processes(folder):
         _end(pid)
         removed.append(f"process {pid}")
+    _end_container(folder)
     for point in [p for root in (folder, tree) if root for p in mounts_under(root)]:
         process.run([process.need("umount"), point], check=False)
         removed.append(f"mount {point}")
@@ -174,18 +187,27 @@ def _record(folder: Path) -> dict[str, str]:
 
 
 def _processes(folder: Path) -> list[int]:
-    """Processes whose command line names this folder: containerd and its shims. Nothing else knows the path."""
-    found = []
+    """Processes whose command line names this folder (containerd and its shims; nothing else knows the path), and their
+    children: a container does not end with its shim."""
+    found, parents = [], {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             line = (entry / "cmdline").read_bytes()
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
         if f"{folder}/".encode() in line:
             found.append(int(entry.name))
-    return found
+    return [pid for pid, parent in parents.items() if parent in found and pid not in found] + found
+
+
+def _end_container(folder: Path) -> None:
+    """Forget the container of a killed check: its cgroup and runc's state, which no mount or process names."""
+    name = f"builder-{folder.name}"
+    if (RUNC_STATE / name).exists() and process.which("runc"):
+        process.run([process.need("runc"), "--root", RUNC_STATE, "delete", "--force", name], check=False)
 
 
 def _end(pid: int) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
+_CAUSE = re.compile(r'"(dns error)"|"tcp connect error",.*?message: "([^"]+)"', re.DOTALL)
 _HINTS = {
     "SignatureDoesNotMatch": "check the secret key",
     "InvalidAccessKeyId": "check the access key",
@@ -284,8 +285,11 @@ def _client(
 
 
 def _first_line(exc: Exception) -> str:
-    """What obstore said, without its debug dump and without any query string."""
-    return re.sub(r"\?\S*", "", str(exc).partition("\n")[0])
+    """What obstore said, in one line: no debug dump, no query string, no timing. The cause is taken from the dump."""
+    said, _, dump = str(exc).partition("\n")
+    cause = _CAUSE.search(dump)
+    said = re.sub(r" in [\d.]+[mµn]?s\b", "", re.sub(r"\?\S*", "", said)).removesuffix("HTTP error: error sending request")
+    return f"cannot connect: {cause[1] or cause[2]}" if cause else said
 
 
 def _hint(status: int | None, said: str) -> str:

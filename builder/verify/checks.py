@@ -1,4 +1,4 @@
-"""The claims, tested one by one. Each function looks at what was observed and says what it found; none of them starts anything."""
+"""The claims, tested one by one. Each function looks at what was observed and says what it found; none starts anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from builder.config.spec import Budget, Expect
 from builder.errors import RemoteError
 from builder.format.phases import PHASES, Phase
 from builder.runtime import drive
-from builder.verify.report import Answer, BudgetResult, Check, ImageFacts, Level, Run, nearest_rank, shorten
+from builder.verify.report import Answer, BudgetResult, Check, ImageFacts, Level, Run, shorten
 from builder.verify.server import Readiness
 
 LAZY = "CUDA_MODULE_LOADING"
@@ -48,15 +48,21 @@ def answers(expect: Expect, asked: Asked, recorded_sha256: str | None = None) ->
     text = shorten(asked.first)
     checks = [
         Check("answer.not-empty", bool(asked.first.strip()), text, "some text"),
-        Check("answer.deterministic", asked.first == asked.second,
-              "the same twice" if asked.first == asked.second else f"{text}, then {shorten(asked.second)}", "the same twice"),
-    ]  # fmt: skip
+        Check(
+            "answer.deterministic",
+            asked.first == asked.second,
+            "the same twice" if asked.first == asked.second else f"{text}, then {shorten(asked.second)}",
+            "the same twice",
+        ),
+    ]
     if expect.contains is not None:
         held = expect.contains.casefold() in asked.first.casefold()
         checks.append(Check("answer.contains", held, text, f"contains {expect.contains!r}"))
     if recorded_sha256 is not None:
         found = hashlib.sha256(asked.first.encode()).hexdigest()
-        checks.append(Check("answer.recorded", found == recorded_sha256, f"sha256 {found[:12]}", f"sha256 {recorded_sha256[:12]}"))
+        checks.append(
+            Check("answer.recorded", found == recorded_sha256, f"sha256 {found[:12]}", f"sha256 {recorded_sha256[:12]}")
+        )
     return checks
 
 
@@ -88,17 +94,22 @@ def gpu(look: Mapping[str, Any]) -> Check:
     """The driver answers inside, and the engine holds a GPU's device file open."""
     opened = sorted({d for p in look["engine"] for d in p["devices"]})
     held = look["gpus"] > 0 and bool(opened)
-    return Check("engine.gpu", held, f"{look['gpus']} visible; engine has open: {', '.join(opened) or 'none'}", "in use by the engine")
+    return Check(
+        "engine.gpu",
+        held,
+        f"{look['gpus']} visible; opened by the engine: {', '.join(opened) or 'none'}",
+        "in use by the engine",
+    )
 
 
 def readiness(seen: Readiness, phases: Sequence[Phase]) -> list[Check]:
     """The gate is honest: it said no first, and yes only once a token had been generated in warm-up."""
     token = [p.end for p in phases if p.phase == "first_token"]
     late = bool(token) and min(token) <= seen.at
-    found = "no warm-up token recorded" if not token else f"{abs(seen.at - min(token)):.2f} s {'after' if late else 'before'} it"
+    gap = f"{abs(seen.at - min(token)):.2f} s {'after' if late else 'before'} it" if token else "no warm-up token recorded"
     return [
         Check("ready.said-no-first", seen.denied > 0, f"{seen.denied} times no, then yes", "no, then yes"),
-        Check("ready.after-first-token", late, found, "after warm-up's first token"),
+        Check("ready.after-first-token", late, gap, "after warm-up's first token"),
     ]
 
 
@@ -111,7 +122,9 @@ def recorded(phases: Sequence[Phase], metrics: str) -> list[Check]:
     absent = [p for p in NEEDED_PHASES if f'"{p}"' not in metrics]
     return [
         Check("phases.recorded", not missing and not unknown, found, ", ".join(NEEDED_PHASES)),
-        Check("metrics.phases", not absent, f"without {', '.join(absent)}" if absent else "all there", "/metrics has each phase"),
+        Check(
+            "metrics.phases", not absent, f"without {', '.join(absent)}" if absent else "all there", "/metrics has each phase"
+        ),
     ]
 
 
@@ -119,33 +132,51 @@ def load(levels: Sequence[Level]) -> list[Check]:
     """Every request of the load test was answered."""
     out = []
     for level in levels:
-        failed = f"{level.errors} of {level.requests} failed" + (f": {level.error_samples[0]}" if level.error_samples else "")
-        out.append(Check(f"load.{level.concurrency}", level.errors == 0, failed if level.errors else f"{level.requests} answered",
-                         "every request answered"))  # fmt: skip
+        sample = f": {level.error_samples[0]}" if level.error_samples else ""
+        failed = f"{level.errors} of {level.requests} failed{sample}"
+        out.append(
+            Check(
+                f"load.{level.concurrency}",
+                level.errors == 0,
+                failed if level.errors else f"{level.requests} answered",
+                "every request answered",
+            )
+        )
     return out
 
 
 def budgets(budget: Budget, runs: Sequence[Run], levels: Sequence[Level], image: ImageFacts | None) -> list[BudgetResult]:
     """Every limit that is set and has a figure, compared. A figure equal to its limit is within it."""
     found: list[tuple[str, float | None, float | None, str]] = [
-        ("cold_start_p95", nearest_rank([r.cold_start_s for r in runs], 95), budget.cold_start_p95, "s"),
+        ("cold_start_p95", drive.nearest_rank([r.cold_start_s for r in runs], 95), budget.cold_start_p95, "s"),
         ("first_token_p95", _lowest(levels), budget.first_token_p95, "s"),
         ("image_size", float(image.size) if image else None, budget.image_size, "B"),
     ]
-    return [BudgetResult(name, value <= limit, value, float(limit), unit)
-            for name, value, limit, unit in found if limit is not None and value is not None]  # fmt: skip
+    return [
+        BudgetResult(name, value <= limit, value, float(limit), unit)
+        for name, value, limit, unit in found
+        if limit is not None and value is not None
+    ]
 
 
 def level_of(report: drive.LevelReport) -> Level:
     """The load generator's report in the form that is kept."""
-    answered = report.requests > report.errors
-    ttft, total = (report.ttft, report.total) if answered else (None, None)
+    none = report.requests <= report.errors
+    ttft, total = report.ttft, report.total
     return Level(
-        concurrency=report.concurrency, requests=report.requests, errors=report.errors, seconds=report.seconds,
-        ttft_p50=ttft and ttft.p50, ttft_p95=ttft and ttft.p95, ttft_p99=ttft and ttft.p99,
-        total_p50=total and total.p50, total_p95=total and total.p95, total_p99=total and total.p99,
-        tokens_per_s=report.tokens_per_s, error_samples=report.error_samples,
-    )  # fmt: skip
+        concurrency=report.concurrency,
+        requests=report.requests,
+        errors=report.errors,
+        seconds=report.seconds,
+        ttft_p50=None if none else ttft.p50,
+        ttft_p95=None if none else ttft.p95,
+        ttft_p99=None if none else ttft.p99,
+        total_p50=None if none else total.p50,
+        total_p95=None if none else total.p95,
+        total_p99=None if none else total.p99,
+        tokens_per_s=report.tokens_per_s,
+        error_samples=report.error_samples,
+    )
 
 
 def silent(exc: RemoteError) -> Check:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,30 @@ from builder.verify.server import LOG_LINES
 STOP_S = 10.0  # the runtime passes SIGTERM on and waits for its engine; after this it is killed
 LOOK_S = 30.0
 MODULES = {"llama.cpp": ("xllamacpp",), "transformers": ("torch", "transformers")}
-# Kept from the caller's environment: what finds libraries, GPUs, certificates and temporary space. Everything else is ours.
-KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
+# Kept from the caller's environment: what finds libraries, GPUs, certificates and temporary space. The rest is ours.
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "AWS_CA_BUNDLE",
+)
 
 
 class InPlace:
     """A running server. Satisfies `Server`."""
 
-    target = "in-place"
-
-    def __init__(self, launch: Launch, child: subprocess.Popen[bytes], log: Path, *, ports: tuple[int, int], root: Path) -> None:
+    def __init__(self, launch: Launch, child: subprocess.Popen[bytes], log: Path, ports: tuple[int, int], root: Path) -> None:
+        self.launch, self.child, self.log, self.root = launch, child, log, root
         self.host = "127.0.0.1"
         self.port, self.control_port = ports
-        self.asked = time.time()
-        self.launch, self.child, self.log, self.root = launch, child, log, root
+        self.asked = 0.0
+        self.notes: list[str] = []
+        self.gpu = False  # the child may use one that is there, but nothing was given to it, so nothing is claimed
 
     def started(self) -> float:
         """When the process existed, from the kernel's own record (proc(5): starttime, in clock ticks since boot)."""
@@ -77,19 +86,18 @@ def start(launch: Launch, *, environ: Mapping[str, str]) -> Iterator[InPlace]:
     """
     need_engine(launch.engine)
     with tempfile.TemporaryDirectory(prefix="builder-verify-") as folder, contextlib.ExitStack() as stack:
-        root = Path(launch.models) if launch.models else Path(folder, "models")
+        root = Path(launch.models or Path(folder, "models"))
         root.mkdir(exist_ok=True)
-        log = Path(folder, "log")
         ports = free_ports()
         env = {k: environ[k] for k in KEPT if k in environ}
         env |= whole_environment(launch, port=ports[0], control_port=ports[1], models_root=str(root))
         env |= {"PYTHONPATH": str(package_root()), "PYTHONUNBUFFERED": "1", "BUILDER_PHASES": str(Path(folder, "phases"))}
         command = [sys.executable, "-m", "builder.runtime", "serve"]
         asked = time.time()
-        with log.open("wb") as out:
+        with Path(folder, "log").open("wb") as out:
             child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         stack.callback(_stop, child)
-        server = InPlace(launch, child, log, ports=ports, root=root)
+        server = InPlace(launch, child, Path(folder, "log"), ports, root)
         server.asked = asked
         yield server
 
@@ -98,8 +106,10 @@ def need_engine(engine: str) -> None:
     """Nothing if the engine's packages are here. Raises CapabilityError."""
     names = MODULES.get(engine)
     if names is None:
-        raise CapabilityError(f"{engine} does not run in place; expected one of {', '.join(MODULES)}",
-                              hint="builder verify without --in-place runs it in its image")  # fmt: skip
+        raise CapabilityError(
+            f"{engine} does not run in place; expected one of {', '.join(MODULES)}",
+            hint="builder verify without --in-place runs it in its image",
+        )
     for name in names:
         if importlib.util.find_spec(name) is None:
             extra = "pip install 'coldstart-builder[demo]'" if name == "xllamacpp" else f"pip install {name}"
@@ -117,11 +127,6 @@ def free_ports() -> tuple[int, int]:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
         return one.getsockname()[1], two.getsockname()[1]
-
-
-def with_models(launch: Launch, models: Path | None) -> Launch:
-    """The same, from the restored models in `models`."""
-    return replace(launch, models=str(models)) if models else launch
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

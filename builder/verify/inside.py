@@ -30,7 +30,8 @@ for name in os.listdir("/proc"):
     if b"PPid" not in fields:
         continue
     table[int(name)] = {
-        "parent": int(fields[b"PPid"]), "uid": int(fields[b"Uid"].split()[0]), "name": fields[b"Name"].strip().decode(errors="replace"),
+        "parent": int(fields[b"PPid"]), "uid": int(fields[b"Uid"].split()[0]),
+        "name": fields[b"Name"].strip().decode(errors="replace"),
         "command": read(f"/proc/{name}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip(),
     }
 tree, new = [], [top]
@@ -71,7 +72,8 @@ for base in sorted(os.listdir(root_dir)) if os.path.isdir(root_dir) else []:
     text = read(os.path.join(root_dir, base, ".builder", "complete"))
     if text:
         markers[base] = text.decode(errors="replace").strip()
-print(json.dumps({"engine": engine, "markers": markers, "gpus": gpu_count(), "runtime_uid": table.get(runtime, {}).get("uid")}))
+uid = table.get(runtime, {}).get("uid")
+print(json.dumps({"engine": engine, "markers": markers, "gpus": gpu_count(), "runtime_uid": uid}))
 """
 
 
@@ -81,8 +83,10 @@ def parse(output: bytes) -> dict[str, Any]:
         found = json.loads(output.decode().strip().splitlines()[-1])
     except (ValueError, IndexError) as exc:
         said = output.decode(errors="replace").strip()[-300:]
-        raise BuilderError(f"the look inside the server gave no result: {said or 'no output'}",
-                           hint="the image needs a whole Python (python3-minimal lacks json)") from exc  # fmt: skip
+        raise BuilderError(
+            f"the look inside the server gave no result: {said or 'no output'}",
+            hint="the image needs a whole Python (python3-minimal lacks json)",
+        ) from exc
     if not isinstance(found, dict):
         raise BuilderError(f"the look inside the server gave {type(found).__name__}, expected an object")
     return found

@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from builder.config.spec import Serve
+from builder.config.spec import Serve, Spec
+from builder.errors import CapabilityError
+from builder.format.volume import marker_digest, model_dir
 
 CREDENTIALS = re.compile(r"AWS_|GOOGLE_|AZURE_")  # the variables that object stores' credential chains read
 SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6  # shorter values occur in ordinary text; hiding them would only garble logs
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - recognised, not listened on
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,30 @@ class Launch:
     @property
     def store_is_folder(self) -> bool:
         return "://" not in self.store
+
+
+def of(spec: Spec, *, name: str, manifest: str, store: str, environ: Mapping[str, str], models: Path | None = None) -> Launch:
+    """The server that `spec` describes, with the weights `manifest`, which are served under `name`.
+
+    store: weights.store, a folder as an absolute path.  environ: for the store's credentials.
+    Raises CapabilityError when `models` holds no complete copy of `manifest`.
+    """
+    if models is not None and marker_digest(model_dir(models, manifest)) != manifest:
+        raise CapabilityError(
+            f"{models}: holds no complete model {manifest}", hint=f"builder weights pull --to {model_dir(models, manifest)}"
+        )
+    return Launch(
+        name=name,
+        manifest=manifest,
+        store=store,
+        engine=spec.image.engine.name,
+        serve=spec.serve,
+        endpoint_url=spec.weights.endpoint_url,
+        region=spec.weights.region,
+        env=spec.image.env,
+        credentials=credentials(environ),
+        models=str(models.absolute()) if models else None,
+    )
 
 
 def credentials(environ: Mapping[str, str]) -> dict[str, str]:

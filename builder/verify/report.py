@@ -47,13 +47,13 @@ class Run:
     """One cold start.
 
     asked: the container (or process) was asked for.  ready: /ready first said yes, seen by a poll every `poll_s` seconds.
-    first_token: the first token of the first question asked after ready arrived.
+    first_token: the first token of the first question asked after ready arrived; None if none came.
     phases: lane "host" as seen from here, lane "container" as the runtime recorded them.
     """
 
     asked: float
     ready: float
-    first_token: float
+    first_token: float | None
     poll_s: float
     phases: tuple[Phase, ...]
 
@@ -62,8 +62,8 @@ class Run:
         return self.ready - self.asked
 
     @property
-    def first_answer_s(self) -> float:
-        return self.first_token - self.asked
+    def first_answer_s(self) -> float | None:
+        return None if self.first_token is None else self.first_token - self.asked
 
     @property
     def unaccounted_s(self) -> float:
@@ -177,14 +177,18 @@ class VerifyReport:
         """Nothing if all held. Raises ClaimError with every failed check, else BudgetError with every budget missed."""
         if failed := [c for c in self.checks if not c.ok]:
             lines = "".join(f"\n  {c.id}: expected {c.expected}, found {c.found}" for c in failed)
-            raise ClaimError(f"{self._subject}: {_count(len(failed), len(self.checks), 'check')} failed:{lines}",
-                             hint="the report holds all checks: builder report show report.json",
-                             where={"checks": [c.id for c in failed]})  # fmt: skip
+            raise ClaimError(
+                f"{self._subject}: {_count(len(failed), len(self.checks), 'check')} failed:{lines}",
+                hint="the report holds all checks: builder report show report.json",
+                where={"checks": [c.id for c in failed]},
+            )
         if missed := [b for b in self.budgets if not b.ok]:
             lines = "".join(f"\n  {b.id}: {found}, budget {limit}" for b in missed for found, limit in [b.texts])
-            raise BudgetError(f"{self._subject}: {_count(len(missed), len(self.budgets), 'budget')} missed:{lines}",
-                              hint="the phase table of the report says where the time went",
-                              where={"budgets": [b.id for b in missed]})  # fmt: skip
+            raise BudgetError(
+                f"{self._subject}: {_count(len(missed), len(self.budgets), 'budget')} missed:{lines}",
+                hint="the phase table of the report says where the time went",
+                where={"budgets": [b.id for b in missed]},
+            )
 
     @property
     def _subject(self) -> str:
@@ -198,7 +202,10 @@ def from_json(raw: Any, *, where: str = "report") -> VerifyReport:
         raise ConfigError(f"{where}: expected a verify report of schema {SCHEMA}, found {found!r}")
     try:
         return VerifyReport(
-            name=str(raw["name"]), created=float(raw["created"]), target=str(raw["target"]), manifest=str(raw["manifest"]),
+            name=str(raw["name"]),
+            created=float(raw["created"]),
+            target=str(raw["target"]),
+            manifest=str(raw["manifest"]),
             host=HostFacts(**{**raw["host"], "gpus": tuple(raw["host"]["gpus"])}),
             runs=tuple(_run(r) for r in raw["runs"]),
             answer=Answer(**raw["answer"]),
@@ -206,8 +213,9 @@ def from_json(raw: Any, *, where: str = "report") -> VerifyReport:
             checks=tuple(Check(**c) for c in raw["checks"]),
             load=tuple(Level(**{**v, "error_samples": tuple(v["error_samples"])}) for v in raw["load"]),
             budgets=tuple(BudgetResult(**b) for b in raw["budgets"]),
-            notes=tuple(str(n) for n in raw["notes"]), tool=str(raw["tool"]),
-        )  # fmt: skip
+            notes=tuple(str(n) for n in raw["notes"]),
+            tool=str(raw["tool"]),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ConfigError(f"{where}: not a verify report: {type(exc).__name__}: {exc}") from exc
 
@@ -249,11 +257,29 @@ def seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s" if value < 1000 else f"{value:.0f} s"
 
 
+def shorten(text: str, limit: int = 80) -> str:
+    """One line of at most `limit` characters, quoted; control characters shown, so that no terminal acts on them.
+
+    >>> shorten("Paris.\\n" * 3, 12)
+    "'Paris.\\\\nP…'"
+    """
+    shown = repr(text)
+    return shown if len(shown) <= limit else shown[: limit - 2] + "…" + shown[-1]
+
+
 def _run(raw: dict[str, Any]) -> Run:
+    token = raw["first_token"]
     return Run(
-        asked=float(raw["asked"]), ready=float(raw["ready"]), first_token=float(raw["first_token"]), poll_s=float(raw["poll_s"]),
-        phases=tuple(Phase(p["phase"], float(p["start"]), float(p["end"]), p["lane"], dict(p["detail"])) for p in raw["phases"]),
-    )  # fmt: skip
+        asked=float(raw["asked"]),
+        ready=float(raw["ready"]),
+        first_token=None if token is None else float(token),
+        poll_s=float(raw["poll_s"]),
+        phases=tuple(_phase(p) for p in raw["phases"]),
+    )
+
+
+def _phase(raw: dict[str, Any]) -> Phase:
+    return Phase(str(raw["phase"]), float(raw["start"]), float(raw["end"]), str(raw["lane"]), dict(raw["detail"]))
 
 
 def _count(some: int, total: int, noun: str) -> str:

@@ -24,13 +24,18 @@ LOG_LINES = 25
 
 
 class Server(Protocol):
-    """A server that was asked for. host: where its ports answer."""
+    """A server that was asked for.
+
+    host: where its ports answer.  asked: epoch seconds.  notes: what a reader of its figures must know.
+    gpu: whether it was given one.
+    """
 
     host: str
     port: int
     control_port: int
     asked: float
-    target: str
+    notes: list[str]
+    gpu: bool
 
     def started(self) -> float:
         """When its process existed, seconds since the epoch."""
@@ -120,12 +125,16 @@ def metrics(server: Server) -> str:
 def _give_up(server: Server, now: float, timeout_s: float) -> None:
     ended = server.ended()
     if ended is not None:
-        raise BuilderError(f"the server ended before it was ready: {ended}{_tail(server)}",
-                           hint="its last lines say why; builder doctor checks this machine")  # fmt: skip
+        raise BuilderError(
+            f"the server ended before it was ready: {ended}{_tail(server)}",
+            hint="its last lines say why; builder doctor checks this machine",
+        )
     if now - server.asked > timeout_s:
         at = _note(server, ready_status(server), now)
-        raise BuilderError(f"not ready after {timeout_s:.0f} s ({at}){_tail(server)}",
-                           hint="a longer --timeout, if the last phase was still moving")  # fmt: skip
+        raise BuilderError(
+            f"not ready after {timeout_s:.0f} s ({at}){_tail(server)}",
+            hint="a longer --timeout, if the last phase was still moving",
+        )
 
 
 def _tail(server: Server) -> str:

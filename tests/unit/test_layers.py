@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": BASE | {"format", "transfer", "config", "render", "runtime", "verify"},
 }
 MAY_IMPORT["pipeline"] = set().union(*MAY_IMPORT.values()) - {"runtime"}
-MAY_IMPORT["cli"] = MAY_IMPORT["pipeline"] | {"pipeline", "cli"}
+MAY_IMPORT["cli"] = MAY_IMPORT["pipeline"] | {"pipeline", "doctor", "cli"}
 
 # A third-party library, and the only files that may import it.
 PINNED = {

@@ -2,7 +2,8 @@
 
 RUNTIME_LIST names the files that were there before the engine. MODULEs are imported once in a child, and exactly what
 that import reads is compiled (all of torch and sympy would be 119 MB of bytecode). PATTERNs, below site-packages, are
-dropped. Every file gets the time EPOCH, so that the same files make the same layer. Runs inside the build.
+dropped. Every file gets the time EPOCH, so that the same files make the same layer. Runs inside the build, with the
+virtual environment's own Python.
 """
 
 import os
@@ -23,7 +24,7 @@ PT_LOAD = 1
 
 def main(runtime_list: Path, epoch: int, modules: list[str], patterns: list[str]) -> None:
     runtime = set(runtime_list.read_text().splitlines())
-    site = VENV / sysconfig.get_path("purelib", vars={"base": ""}).lstrip("/")
+    site = Path(sysconfig.get_path("purelib"))
     drop(site, patterns)
     strip(site)
     trace(modules)

@@ -1,0 +1,120 @@
+"""What a model is, from its headers and configs alone: no weight is read, nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuilderError, RemoteError
+from builder.format import gguf, safetensors
+from builder.format.manifest import Tensor
+from builder.models import hub, resolve
+from builder.models.source import ModelFile, ModelRef
+
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".onnx")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `builder init` knows about a model. Empty text and 0 mean: not known.
+
+    name: fit for `name:`.  kind: gguf, safetensors or other.  parameters: count.  dtypes: most bytes first.
+    size: bytes of all files.  files: how many.  note: why something is not known.
+    """
+
+    source: str
+    name: str
+    kind: str
+    architecture: str = ""
+    parameters: int = 0
+    dtypes: tuple[str, ...] = ()
+    size: int = 0
+    files: int = 0
+    note: str = ""
+
+    @property
+    def engine(self) -> str:
+        """The engine that serves this kind of file."""
+        return "llama.cpp" if self.kind == "gguf" else "transformers"
+
+
+def inspect(ref: ModelRef, *, token: str = "") -> Facts:
+    """The facts of a folder, a .gguf file or a hub id. An unreachable hub is a note, not an error."""
+    if ref.source.startswith(hub.SCHEME):
+        return _hub(ref, token)
+    snapshot = resolve.resolve(ref)
+    tensors: list[Tensor] = []
+    metadata: dict[str, Any] = {}
+    for file in snapshot.files:
+        if file.path.endswith((".safetensors", ".gguf")):
+            found, about = _header(file)
+            tensors += found
+            metadata |= about
+    config = next((f for f in snapshot.files if f.path == "config.json"), None)
+    size: Counter[str] = Counter()
+    for t in tensors:
+        size[t.dtype] += t.size
+    return Facts(
+        source=ref.source,
+        name=model_name(Path(ref.source).resolve().name),
+        kind=_kind([f.path for f in snapshot.files]),
+        architecture=str(metadata.get("general.architecture", "")) or _architecture(config),
+        parameters=sum(prod(t.shape) for t in tensors),
+        dtypes=tuple(name for name, _ in size.most_common()),
+        size=snapshot.size,
+        files=len(snapshot.files),
+    )
+
+
+def model_name(text: str) -> str:
+    """`text` as a name that builder.yaml takes.
+
+    >>> model_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    'smollm2-135m-instruct.q4-1'
+    """
+    plain = re.sub(r"\.(gguf|safetensors)$", "", text.lower())
+    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:63].rstrip("-.") or "model"
+
+
+def _hub(ref: ModelRef, token: str) -> Facts:
+    name = model_name(hub.parse(ref.source)[0].split("/")[1])
+    try:
+        files = hub.listing(ref, token=token)
+    except RemoteError as exc:
+        return Facts(ref.source, name, "gguf" if "gguf" in name else "safetensors", note=exc.message)
+    return Facts(ref.source, name, _kind([p for p, _ in files]), size=sum(n for _, n in files), files=len(files))
+
+
+def _header(file: ModelFile) -> tuple[list[Tensor], dict[str, Any]]:
+    with file.location.open("rb") as data:
+
+        def read(offset: int, size: int) -> bytes:
+            data.seek(offset)
+            return data.read(size)
+
+        if file.path.endswith(".gguf"):
+            parsed = gguf.parse(read, file.size, path=file.path)
+            return list(parsed.tensors), parsed.metadata
+        return list(safetensors.parse(read, file.size, path=file.path).tensors), {}
+
+
+def _kind(paths: list[str]) -> str:
+    for kind in ("gguf", "safetensors"):
+        if any(p.endswith(f".{kind}") for p in paths):
+            return kind
+    return "other"
+
+
+def _architecture(config: ModelFile | None) -> str:
+    if config is None or config.size > 1 << 20:
+        return ""
+    try:
+        raw = json.loads(config.location.read_bytes())
+        return str((raw.get("architectures") or [raw.get("model_type", "")])[0])
+    except (ValueError, AttributeError, IndexError) as exc:
+        raise BuilderError(f"{config.location}: not a model config: {exc}") from exc

@@ -1,0 +1,55 @@
+"""Weights onto a volume: copied from a restored folder, or restored from a store right into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from builder.errors import ConfigError, IntegrityError
+from builder.format.volume import lock_file, marker_digest, model_dir
+from builder.node.bottlerocket import walk
+from builder.node.inputs import WeightsInput
+from builder.progress import Progress
+from builder.transfer.check import check_folder
+from builder.transfer.manifests import read_manifest
+from builder.transfer.restore import restore
+from builder.transfer.source import open_source
+
+
+def put(one: WeightsInput, models: Path, progress: Progress) -> tuple[str, int]:
+    """(manifest digest, bytes) of the model now in `models/<64 hex>`, every byte checked against its manifest.
+
+    Root owns the files and everyone may read them: a pod serves them and cannot change them.
+    Raises ConfigError if the folder is not a restored model, IntegrityError if it is damaged.
+    """
+    digest = _copy(one.folder, models) if one.folder else _restore(one, models, progress)
+    target, size = model_dir(models, digest), 0
+    for path in walk(target):
+        os.chown(path, 0, 0, follow_symlinks=False)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        size += 0 if path.is_dir() else path.stat().st_size
+    return digest, size
+
+
+def _copy(folder: Path, models: Path) -> str:
+    digest = marker_digest(folder)
+    if digest is None:
+        raise ConfigError(f"{folder}: not a restored model", hint=f"builder weights pull --store URL --to {folder}")
+    target = model_dir(models, digest)
+    shutil.copytree(folder, target)
+    if faults := check_folder(target):  # the copy, so that a read error on the way is found too
+        raise IntegrityError(
+            f"{folder}: {len(faults)} damaged objects:\n" + "\n".join(f"  {fault}" for fault in faults),
+            hint=f"builder weights repair --local {folder} --store URL",
+        )
+    return digest
+
+
+def _restore(one: WeightsInput, models: Path, progress: Progress) -> str:
+    source = open_source(one.store, endpoint_url=one.endpoint_url, region=one.region)
+    manifest = read_manifest(source, one.reference)
+    target = model_dir(models, manifest.digest)
+    restore(manifest, source, target, progress=progress)
+    lock_file(target).unlink(missing_ok=True)
+    return manifest.digest

@@ -1,0 +1,171 @@
+"""Settings of the program inside the image, from environment variables. Nothing else here reads the environment.
+
+A wrong value is refused before anything starts: exit 2, naming the variable, what it holds and what it should.
+Credentials (AWS_* and their like) are not read here: the libraries that use them read them, and the engine inherits
+the environment unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from builder.errors import ConfigError
+from builder.format.manifest import NAME, is_digest
+from builder.format.volume import MODELS_ROOT
+
+ENGINES = ("llama.cpp", "transformers", "command")
+# Read by the CUDA driver and by container runtimes; reported beside the phases, because they change how long a start takes.
+REPORTED = (
+    "CUDA_MODULE_LOADING",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "HF_HUB_OFFLINE",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One start. Field names are the variables' names without BUILDER_, in lower case.
+
+    models_root: folders searched in order, `:` between them; a fetch goes to the first that can be written.
+    verify_full: read every byte of a model that is already there, instead of comparing sizes.
+    grace_s: seconds between the forwarded signal and SIGKILL.  ready_timeout_s: for the engine to answer its health check.
+    reported: the REPORTED variables that are set.
+    """
+
+    store: str
+    endpoint_url: str
+    region: str
+    model: str
+    models_root: tuple[Path, ...]
+    verify_full: bool
+    concurrency: int
+    engine: str
+    engine_args: tuple[str, ...]
+    host: str
+    port: int
+    control_port: int
+    queue: bool
+    queue_limit: int
+    warmup_batch: tuple[int, ...]
+    warmup_tokens: tuple[int, ...]
+    phases: Path | None
+    grace_s: float
+    ready_timeout_s: float
+    reported: Mapping[str, str]
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in `environ` (default: this process's). Raises ConfigError that names the first wrong variable."""
+    env = os.environ if environ is None else environ
+
+    def get(name: str, default: str, parse: Callable[[str], T]) -> T:
+        text = env.get("BUILDER_" + name, "").strip() or default
+        try:
+            return parse(text)
+        except ValueError as exc:
+            raise ConfigError(f"BUILDER_{name}={text!r}: {exc}", hint=f"correct or unset BUILDER_{name}") from exc
+
+    settings = Settings(
+        store=get("STORE", "", str),
+        endpoint_url=get("ENDPOINT_URL", "", str),
+        region=get("REGION", "", str),
+        model=get("MODEL", "", model_ref),
+        models_root=get("MODELS_ROOT", MODELS_ROOT, _paths),
+        verify_full=get("VERIFY", "size", _one_of("size", "full")) == "full",
+        concurrency=get("CONCURRENCY", "8", _count(1, 256)),
+        engine=get("ENGINE", "llama.cpp", _one_of(*ENGINES)),
+        engine_args=get("ENGINE_ARGS", "[]", _strings),
+        host=get("HOST", "0.0.0.0", str),
+        port=get("PORT", "8000", _count(1, 65535)),
+        control_port=get("CONTROL_PORT", "8001", _count(1, 65535)),
+        queue=get("QUEUE", "1", _switch),
+        queue_limit=get("QUEUE_LIMIT", "256", _count(1, 100_000)),
+        warmup_batch=get("WARMUP_BATCH", "1", _counts(1024)),
+        warmup_tokens=get("WARMUP_TOKENS", "32", _counts(1 << 20)),
+        phases=get("PHASES", "", lambda text: Path(text) if text else None),
+        grace_s=get("GRACE_S", "25", _seconds),
+        ready_timeout_s=get("READY_TIMEOUT_S", "3600", _seconds),
+        reported={name: env[name] for name in REPORTED if name in env},
+    )
+    if settings.port == settings.control_port:
+        raise ConfigError(
+            f"BUILDER_PORT and BUILDER_CONTROL_PORT are both {settings.port}", hint="set BUILDER_CONTROL_PORT to another port"
+        )
+    return settings
+
+
+def model_ref(text: str) -> str:
+    """`text` itself, if it is empty, a name, `name@revision` or `sha256:<hex>`. Raises ValueError."""
+    name, at, revision = text.partition("@")
+    if text and not is_digest(text) and not (NAME.match(name) and (not at or NAME.match(revision))):
+        raise ValueError("expected a name, name@revision or sha256:<64 hex digits>")
+    return text
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"expected {' or '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _counts(high: int) -> Callable[[str], tuple[int, ...]]:
+    one = _count(1, high)
+
+    def parse(text: str) -> tuple[int, ...]:
+        return tuple(one(part.strip()) for part in text.split(","))
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("expected 0 or 1")
+    return text == "1"
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86_400:
+        raise ValueError("expected seconds, more than 0 and at most 86400")
+    return value
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    paths = tuple(Path(part) for part in text.split(":") if part)
+    if not paths or not all(path.is_absolute() for path in paths):
+        raise ValueError("expected an absolute folder, or several with ':' between them")
+    return paths
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    try:
+        raw: Any = json.loads(text)
+    except ValueError as exc:
+        raise ValueError(f"expected a JSON list of strings: {exc}") from None
+    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+        raise ValueError('expected a JSON list of strings, such as ["--ctx-size", "4096"]')
+    return tuple(raw)

@@ -1,0 +1,269 @@
+"""A store in an S3 bucket, on AWS or on a server that speaks S3 (R2, Ceph, MinIO, rclone).
+
+Every PUT carries x-amz-checksum-sha256, so a server that knows it refuses a body that changed on the way; the header is
+signed, which binds the body without hashing it again (payload_signing_enabled off). botocore's own checksums stay on for
+AWS; elsewhere they are sent and checked only where required, because older servers refuse or drop them (boto3 #4392,
+botocore #3352). Chunks never need multipart. `If-None-Match: *` is sent, but a server may ignore it (rclone 1.75 does), so
+`put` looks first.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.exceptions import Boto3Error, S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+
+from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
+from builder.stores.base import Stored, other_size, too_large
+from builder.transfer.checksum import Buffer
+from builder.transfer.source import Source, open_source, public
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ATTEMPTS = 5  # botocore "standard": full jitter, doubling, at most 20 s between two
+CONNECT_S, SILENCE_S = 10, 30
+CONNECTIONS = 64
+PART_BYTES, PARTS_AT_ONCE = 64 << 20, 4  # of `upload`: 256 MiB in memory; 10 000 parts of 64 MiB are 640 GB
+_ABSENT = ("404", "NoSuchKey", "NotFound")
+_THERE = ("PreconditionFailed", "412")  # someone else put the same bytes a moment ago
+# ... or is doing so now, or the server does not know the condition: put without it, the bytes are the same.
+_CONDITION = (*_THERE, "ConditionalRequestConflict", "409", "NotImplemented", "501")
+_REFUSED_BODY = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
+_HINTS = {
+    "AccessDenied": "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix",
+    "403": "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and --endpoint-url",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "log in again; the session token has expired",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "NoSuchBucket": "make the bucket, or check its name",
+    "PermanentRedirect": "set --region to the bucket's region",
+    "301": "set --region to the bucket's region",
+    "AuthorizationHeaderMalformed": "set --region to the bucket's region",
+    "SlowDown": "lower --concurrency, then run again; what is already there is not sent twice",
+    "503": "lower --concurrency, then run again; what is already there is not sent twice",
+    "QuotaExceeded": "free space in the bucket, or raise its quota",
+}
+
+
+class S3Store:
+    """One bucket and prefix. One client, shared by all threads."""
+
+    def __init__(
+        self, url: str, *, endpoint_url: str | None = None, region: str | None = None, attempts: int = ATTEMPTS
+    ) -> None:
+        """attempts: per request, the first one counted. Nothing is contacted yet."""
+        parts = urlsplit(url)
+        if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ConfigError(f"{public(url)}: expected s3://bucket/prefix", hint="credentials come from the AWS configuration")
+        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
+        self.url = f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+        self._session = boto3.Session()
+        self.region = region or self._session.region_name or "us-east-1"
+        self._client, self.endpoint_url = _client(self._session, endpoint_url, self.region, attempts)
+
+    def size(self, key: str) -> int | None:
+        found = self._head(key, {})
+        return None if found is None else found["ContentLength"]
+
+    def stat(self, key: str) -> Stored | None:
+        found = self._head(key, {"ChecksumMode": "ENABLED"})
+        if found is None:
+            return None
+        # A composite value ("...-3") is of the parts, not of the object.
+        whole = found.get("ChecksumType") != "COMPOSITE"
+        return Stored(
+            found["ContentLength"],
+            _hex(found.get("ChecksumSHA256", "")) if whole else "",
+            _hex(found.get("ChecksumCRC64NVME", "")) if whole else "",
+        )
+
+    def get(self, key: str, limit: int) -> Buffer | None:
+        with self._faults(key):
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+            except ClientError as exc:
+                if _code(exc) in _ABSENT:
+                    return None
+                raise
+            size = answer["ContentLength"]
+            with contextlib.closing(answer["Body"]) as body:
+                if size > limit:
+                    raise too_large(self.url, key, size, limit)
+                return body.read()
+
+    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
+        found = self.size(key)
+        if found is None:
+            self._put(key, data, sha256, {"IfNoneMatch": "*"})
+        elif found != len(data):
+            raise other_size(self.url, key, found, len(data))
+
+    def replace(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
+        self._put(key, data, sha256, {})
+
+    def upload(self, key: str, file: BinaryIO, size: int) -> None:
+        at_once = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        extra = {} if self.endpoint_url else {"ChecksumAlgorithm": "CRC64NVME"}
+        source = _Exactly(file, size, f"{self.url}/{key}")
+        with self._faults(key):
+            try:
+                self._client.upload_fileobj(source, self.bucket, self._key(key), ExtraArgs=extra, Config=at_once)  # type: ignore[arg-type]
+            except S3UploadFailedError as exc:
+                raise RemoteError(f"{self.url}/{key}: {exc}", where={"key": key}) from exc
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        with self._faults(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
+                for found in page.get("Contents", []):
+                    yield found["Key"][cut:], found["Size"]
+
+    def delete(self, key: str) -> None:
+        with self._faults(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def source(self) -> Source:
+        """Read by obstore, with the credentials that boto3 found."""
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        try:
+            credentials = Boto3CredentialProvider(self._session)
+        except ValueError as exc:
+            raise _no_credentials(self.url) from exc
+        return open_source(self.url, endpoint_url=self.endpoint_url, region=self.region, credentials=credentials)
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _head(self, key: str, extra: Any) -> Any:
+        with self._faults(key):
+            try:
+                return self._client.head_object(Bucket=self.bucket, Key=self._key(key), **extra)
+            except ClientError as exc:
+                if _code(exc) in _ABSENT:
+                    return None
+                raise
+
+    def _put(self, key: str, data: Buffer, sha256: str, extra: Any) -> None:
+        digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+        # bytes and bytearray go to the socket as they are; botocore does not take a memoryview.
+        body: Any = data if isinstance(data, bytes | bytearray) else bytes(data)
+        with self._faults(key):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, ChecksumSHA256=digest, **extra)
+            except ClientError as exc:
+                if not extra or _code(exc) not in _CONDITION:
+                    raise
+                if _code(exc) not in _THERE:
+                    self._put(key, data, sha256, {})
+
+    @contextlib.contextmanager
+    def _faults(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (BotoCoreError, ClientError, HTTPClientError, Boto3Error) as exc:
+            raise self._error(key, exc) from exc
+
+    def _error(self, key: str, exc: Exception) -> BuilderError:
+        where: dict[str, Any] = {"key": key, "url": self.url}
+        at = f"{self.url}/{key}"
+        if isinstance(exc, NoCredentialsError | PartialCredentialsError):
+            return _no_credentials(self.url)
+        if isinstance(exc, ParamValidationError):
+            return ConfigError(f"{self.url}: {exc}", hint="check the store's URL", where=where)
+        if isinstance(exc, ClientError):
+            code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            where |= {"code": code, "status": status}
+            if code in _REFUSED_BODY:
+                return IntegrityError(f"{at}: the store refused the bytes it received: {code}", hint="run again", where=where)
+            said = exc.response.get("Error", {}).get("Message", "")
+            return RemoteError(f"{at}: {status} {code}: {said}", hint=_HINTS.get(code, ""), where=where)
+        if isinstance(exc, ConnectionError | HTTPClientError | IncompleteReadError):
+            endpoint = self.endpoint_url or "S3"
+            return RemoteError(
+                f"{at}: {exc}", hint=f"check that {endpoint} can be reached from here, and HTTPS_PROXY", where=where
+            )
+        return RemoteError(f"{at}: {exc}", where=where)
+
+
+class _Exactly:
+    """A file that fails where it ends before `size` bytes, and stops there where it is longer."""
+
+    def __init__(self, file: BinaryIO, size: int, at: str) -> None:
+        self._file, self._left, self._size, self._at = file, size, size, at
+
+    def read(self, count: int = -1) -> bytes:
+        piece = self._file.read(min(count, self._left) if count >= 0 else self._left)
+        if not piece and self._left and count:
+            done = self._size - self._left
+            raise IntegrityError(f"{self._at}: the source ended after {done} of {self._size} bytes")
+        self._left -= len(piece)
+        return piece
+
+
+def _client(session: boto3.Session, endpoint_url: str | None, region: str, attempts: int) -> tuple[S3Client, str | None]:
+    """The client, and its endpoint where that is not AWS. The endpoint may also come from the AWS configuration."""
+
+    def make(*, aws: bool) -> S3Client:
+        client: S3Client = session.client(
+            "s3", region_name=region, endpoint_url=endpoint_url, config=_config(attempts, aws=aws)
+        )
+        return client
+
+    try:
+        client = make(aws=False)
+        host = urlsplit(client.meta.endpoint_url).hostname or ""
+        if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return make(aws=True), None
+        return client, client.meta.endpoint_url
+    except (BotoCoreError, ValueError) as exc:
+        at = public(endpoint_url) if endpoint_url else "S3"
+        raise ConfigError(f"{at}: {exc}", hint="check --endpoint-url and the AWS configuration") from exc
+
+
+def _config(attempts: int, *, aws: bool) -> Config:
+    checksums: Any = "when_supported" if aws else "when_required"
+    return Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=SILENCE_S,
+        max_pool_connections=CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
+        s3={"addressing_style": "auto" if aws else "path", "payload_signing_enabled": False},
+        user_agent_extra="coldstart-builder",
+    )
+
+
+def _code(exc: ClientError) -> str:
+    return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def _hex(encoded: str) -> str:
+    """A checksum header's base64 as hex; "" where it is absent or composite."""
+    return "" if not encoded or "-" in encoded else base64.b64decode(encoded).hex()
+
+
+def _no_credentials(url: str) -> RemoteError:
+    return RemoteError(
+        f"{url}: no AWS credentials", hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
+    )

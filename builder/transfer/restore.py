@@ -1,0 +1,320 @@
+"""A manifest to plain files: one writer per machine, resumable, verified, visible only when complete.
+
+Chunks are read in need order into a hidden folder beside the target (`.<name>.partial`), each checked before it is
+written and journaled after. At the end files and folders are synced, the marker is written, and one rename makes the
+model visible. A reader therefore sees no model or all of it, whatever happens to this process or this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuilderError, IntegrityError, RemoteError
+from builder.format.manifest import Chunk, File, Manifest
+from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest, partial_dir
+from builder.transfer import checksum
+from builder.transfer.checksum import Buffer
+from builder.transfer.claim import disk_errors, is_complete, locked, need_space, sync, write_at, write_synced
+from builder.transfer.faults import Fault, chunk_fault, failure
+from builder.transfer.journal import Journal
+from builder.transfer.order import first_layers
+from builder.transfer.progress import Progress, Silent
+from builder.transfer.retry import RetryingSource, is_transient, retrying
+from builder.transfer.source import FolderSource, Source, read_into
+from builder.transfer.workers import each
+
+OnChunk = Callable[[File, Chunk], None]
+SPARE_BYTES = 1 << 20  # folders, journal, marker
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What a restore did.
+
+    folder: where the model lies.  digest: its manifest's.  reused_bytes: found on disk, from an earlier run.
+    fetched_bytes, fetched_chunks: read from the source; a chunk that goes to several places counts once.
+    seconds: all of it.  first_layers_s: until embeddings and the first layer were on disk; None if the model's tensors
+    name no layers, 0 if nothing had to be done.
+    """
+
+    folder: str
+    digest: str
+    fetched_bytes: int
+    reused_bytes: int
+    fetched_chunks: int
+    seconds: float
+    first_layers_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def restore(
+    manifest: Manifest,
+    source: Source,
+    folder: Path,
+    *,
+    concurrency: int = 8,
+    progress: Progress | None = None,
+    on_chunk: OnChunk | None = None,
+    sha256: bool | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RestoreReport:
+    """The model in `folder`, byte for byte, complete and on disk when this returns.
+
+    concurrency: chunks in flight; memory stays below concurrency * largest chunk plus a constant.
+    on_chunk: called from worker threads as on_chunk(file, chunk) for each place of a chunk once it is verified and
+    written (into the hidden folder).  sha256: also check each fetched chunk's sha256; None: unless the source is a folder.
+
+    Nothing is done if the model is there already. Another restore of the same folder is waited for.
+    Raises IntegrityError (exit 3), RemoteError (5) or CapabilityError (4: disk full, permission), naming every failed
+    chunk; ConfigError if `folder` holds something else. Whatever is raised, finished chunks are kept for the next try.
+    """
+    progress, digest, start = progress or Silent(), manifest.digest, clock()
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link that stands for the folder
+    with disk_errors(folder):
+        if is_complete(folder, manifest, digest):
+            return RestoreReport(str(folder), digest, 0, manifest.size, 0, clock() - start, 0.0)
+        _check_sums(manifest)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder, progress):
+            if is_complete(folder, manifest, digest):
+                return RestoreReport(str(folder), digest, 0, manifest.size, 0, clock() - start, 0.0)
+            if sha256 is None:
+                sha256 = not isinstance(getattr(source, "inner", source), FolderSource)
+            job = _Restore(manifest, digest, source, folder, progress, on_chunk, sha256, clock)
+            job.run(concurrency)
+            return job.report(start)
+
+
+class _Restore:
+    """One restore, under the folder's lock."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        digest: str,
+        source: Source,
+        folder: Path,
+        progress: Progress,
+        on_chunk: OnChunk | None,
+        sha256: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.manifest, self.digest, self.folder, self.progress = manifest, digest, folder, progress
+        self.partial = partial_dir(folder)
+        self.stop = threading.Event()
+        self.source: RetryingSource = retrying(source, sleep=lambda s: None if self.stop.wait(s) else None)
+        self.on_chunk, self.sha256, self.clock = on_chunk, sha256, clock
+        self.places: dict[str, list[tuple[File, Chunk]]] = {}
+        for file, chunk in manifest.chunks():
+            self.places.setdefault(chunk.sha256, []).append((file, chunk))
+        self.open_chunks = {f.path: len(f.chunks) for f in manifest.files}
+        self.first = first_layers(manifest)
+        self.first_at: float | None = None
+        self.fetched_bytes = self.fetched_chunks = self.reused_bytes = self.remote_failures = 0
+        self.faults: list[tuple[Fault, BuilderError]] = []
+        self.lock = threading.Lock()
+
+    def run(self, concurrency: int) -> None:
+        if marker_digest(self.partial) == self.digest:  # stopped between its marker and its rename: all is on disk
+            self.reused_bytes = self.manifest.size
+            return self._show()
+        self._prepare()
+        journal = Journal(self.partial / JOURNAL, self.digest)
+        try:
+            self._transfer(journal, concurrency)
+        finally:
+            journal.close()
+        self._publish()
+        return None
+
+    def report(self, start: float) -> RestoreReport:
+        first = None if self.first_at is None else self.first_at - start
+        return RestoreReport(
+            str(self.folder),
+            self.digest,
+            self.fetched_bytes,
+            self.reused_bytes,
+            self.fetched_chunks,
+            self.clock() - start,
+            first,
+        )
+
+    def _prepare(self) -> None:
+        """The hidden folder with every file at its full size, its blocks reserved."""
+        _discard_other(self.partial, self.digest)
+        (self.partial / JOURNAL).parent.mkdir(parents=True, exist_ok=True)
+        held = sum(p.stat().st_blocks * 512 for p in self.partial.rglob("*") if p.is_file())
+        need_space(self.partial, self.manifest.size + SPARE_BYTES - held)
+        for file in self.manifest.files:
+            path = self.partial / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _reserve(path, file.size)
+
+    def _transfer(self, journal: Journal, concurrency: int) -> None:
+        task = self.progress.add(f"restore {self.manifest.name}", self.manifest.size)
+
+        def one(sha256: str) -> None:
+            self._guarded(sha256, journal, concurrency)
+            self.progress.advance(task, sum(chunk.size for _, chunk in self.places[sha256]))
+
+        try:
+            each(self.manifest.order, one, workers=concurrency, stop=self.stop)
+            if self.faults:
+                what = f"{len(self.faults)} of {len(self.places)} chunks failed, from {self.source.url}:"
+                raise failure(what, self.faults)
+        finally:
+            self.progress.done(task)
+
+    def _guarded(self, sha256: str, journal: Journal, concurrency: int) -> None:
+        """One chunk; its failure is noted and the others go on, unless the store as a whole seems to be gone."""
+        try:
+            self._chunk(sha256, journal)
+        except (IntegrityError, RemoteError) as exc:
+            file, chunk = self.places[sha256][0]
+            with self.lock:
+                self.faults.append((chunk_fault(file, chunk, exc.message), exc))
+                if isinstance(exc, RemoteError):
+                    self.remote_failures += 1
+                    if not is_transient(exc) or self.remote_failures >= concurrency:
+                        self.stop.set()
+
+    def _chunk(self, sha256: str, journal: Journal) -> None:
+        places = self.places[sha256]
+        if sha256 in journal.recorded and self._is_written(places):
+            with self.lock:
+                self.reused_bytes += sum(chunk.size for _, chunk in places)
+        else:
+            body = self._body(places)
+            for file, chunk in places:
+                self._write(file, chunk, body)
+            journal.record(sha256)
+        for file, chunk in places:
+            self._placed(file)
+            if self.on_chunk:
+                self.on_chunk(file, chunk)
+        self._note_first(sha256)
+
+    def _body(self, places: list[tuple[File, Chunk]]) -> Buffer:
+        """The chunk's bytes, checked: from the manifest if one of its files travels there, else from the source."""
+        for file, chunk in places:
+            if file.path in self.manifest.small:
+                body = self.manifest.small[file.path][chunk.offset : chunk.offset + chunk.size]
+                self._check(chunk, body)
+                return body
+        chunk = places[0][1]
+        found = self.source.read(chunk.key, limit=chunk.size, check=lambda body: self._check(chunk, body))
+        if found is None:
+            raise IntegrityError(
+                "no such object", hint="run `builder weights repair` on the store", where={"key": chunk.key}
+            )
+        with self.lock:
+            self.fetched_bytes += chunk.size
+            self.fetched_chunks += 1
+            self.remote_failures = 0
+        return found
+
+    def _check(self, chunk: Chunk, body: Buffer) -> None:
+        found = "" if len(body) == chunk.size else f"{len(body)} bytes, expected {chunk.size}"
+        if not found and (crc := checksum.crc64nvme_hex(body)) != chunk.crc64nvme:
+            found = f"crc64nvme {crc}"
+        if not found and self.sha256 and (sha := checksum.sha256_hex(body)) != chunk.sha256:
+            found = f"sha256 {sha}"
+        if found:
+            raise IntegrityError(found, hint="run `builder weights repair` on the store", where={"key": chunk.key})
+
+    def _is_written(self, places: list[tuple[File, Chunk]]) -> bool:
+        return all(checksum.crc64nvme_hex(_read(self.partial / f.path, c)) == c.crc64nvme for f, c in places)
+
+    def _write(self, file: File, chunk: Chunk, body: Buffer) -> None:
+        fd = os.open(self.partial / file.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            write_at(fd, body, chunk.offset)
+        finally:
+            os.close(fd)
+
+    def _placed(self, file: File) -> None:
+        """Count down; a file whose last chunk is there is synced now, while others still arrive."""
+        with self.lock:
+            self.open_chunks[file.path] -= 1
+            last = self.open_chunks[file.path] == 0
+        if last:
+            sync(self.partial / file.path)
+
+    def _note_first(self, sha256: str) -> None:
+        with self.lock:
+            if sha256 in self.first:
+                self.first.discard(sha256)
+                if not self.first:
+                    self.first_at = self.clock()
+
+    def _publish(self) -> None:
+        """Everything on disk, then the marker, then the name."""
+        for file in self.manifest.files:
+            if not file.chunks:
+                sync(self.partial / file.path)
+        write_synced(self.partial / MANIFEST, self.manifest.to_bytes())
+        for path in [self.partial, *(p for p in self.partial.rglob("*") if p.is_dir())]:
+            path.chmod(0o755)
+            sync(path)
+        write_synced(self.partial / MARKER, f"{self.digest}\n".encode())
+        (self.partial / JOURNAL).unlink()
+        sync((self.partial / MARKER).parent)
+        self._show()
+
+    def _show(self) -> None:
+        self.partial.rename(self.folder)  # onto nothing, or an empty folder: the kernel refuses any other
+        sync(self.folder.parent)
+
+
+def _check_sums(manifest: Manifest) -> None:
+    """Raises IntegrityError if a file's checksum is not that of its chunks: then chunks that are right make a wrong file."""
+    for file in manifest.files:
+        found = checksum.file_crc64(file.chunks)
+        if found != file.crc64nvme:
+            raise IntegrityError(
+                f"{manifest.name}: {file.path}: chunks combine to crc64nvme {found}, expected {file.crc64nvme}",
+                hint="push the model again",
+                where={"file": file.path},
+            )
+
+
+def _discard_other(partial: Path, digest: str) -> None:
+    """Remove what an interrupted restore of another version left under this name."""
+    try:
+        head = (partial / JOURNAL).open("rb").read(len(digest) + 1)
+    except OSError:
+        head = b""
+    if head != f"{digest}\n".encode():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(partial)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file of `size` bytes whose blocks are reserved: a full disk shows before the first byte is fetched."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        if size:
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path, chunk: Chunk) -> memoryview:
+    """The chunk's bytes as they are on disk; fewer if the file is short."""
+    view = memoryview(bytearray(chunk.size))
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return view[: read_into(fd, view, chunk.offset)]
+    finally:
+        os.close(fd)

@@ -1,0 +1,126 @@
+"""A source that tries again: bounded in tries and in time, with full jitter, and not where trying cannot help.
+
+One pause is drawn evenly from [0, min(cap, base * 2**tries)] (full jitter: AWS Architecture Blog, "Exponential Backoff
+And Jitter"), so that a thousand pods which failed together do not come back together. A throttled read (429, 503) waits
+at least half of that, and at least the server's Retry-After where the source passes it on. The cap keeps the pauses from
+growing to hours, which is how other clients were seen to hang.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from builder.errors import IntegrityError, RemoteError
+from builder.transfer.source import Source, list_keys
+
+if TYPE_CHECKING:
+    from builder.transfer.checksum import Buffer
+
+_T = TypeVar("_T")
+PERMANENT = frozenset({400, 401, 403, 405, 410, 411, 412, 416, 501})
+THROTTLED = frozenset({429, 503})
+EXPIRED = frozenset({"ExpiredToken", "RequestTimeout", "TokenRefreshRequired"})  # 400 and 403 that a new try may mend
+
+
+@dataclass(frozen=True)
+class Policy:
+    """tries: reads of one object at most.  deadline_s: no new try after this many seconds; a read under way is bounded
+    by its source's own limits.  body_tries: reads of an object whose bytes were wrong: twice the same is the object,
+    not the wire.
+
+    Eight tries wait 24 s at most and 12 s on average; with 5 % of reads failing, one object in 2.5e10 fails them all.
+    """
+
+    tries: int = 8
+    deadline_s: float = 120.0
+    base_s: float = 0.25
+    cap_s: float = 8.0
+    body_tries: int = 3
+    retry_after_cap_s: float = 30.0
+
+
+class RetryingSource:
+    """A source around another. Thread-safe when that one is."""
+
+    def __init__(
+        self,
+        inner: Source,
+        policy: Policy,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        rng: Callable[[], float],
+    ) -> None:
+        self.inner = inner
+        self.policy = policy
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def keys(self, prefix: str) -> Iterable[str] | None:
+        return self._retry(lambda: list_keys(self.inner, prefix))
+
+    def read(self, key: str, *, limit: int, check: Callable[[Buffer], None] | None = None) -> Buffer | None:
+        """As the inner source. check(body) raises IntegrityError on wrong bytes, which are then read again.
+
+        The last error is raised as it came; its `where` gains `tries`.
+        """
+
+        def once() -> Buffer | None:
+            body = self.inner.read(key, limit=limit)
+            if check is not None and body is not None:
+                check(body)
+            return body
+
+        return self._retry(once)
+
+    def _retry(self, once: Callable[[], _T]) -> _T:
+        start, tries, wrong = self._clock(), 0, 0
+        while True:
+            try:
+                return once()
+            except (RemoteError, IntegrityError) as exc:
+                tries += 1
+                wrong += isinstance(exc, IntegrityError)
+                exc.where["tries"] = tries
+                pause = self._pause(exc, tries)
+                spent = self._clock() - start + pause
+                hopeless = not is_transient(exc) or wrong >= self.policy.body_tries
+                if hopeless or tries >= self.policy.tries or spent > self.policy.deadline_s:
+                    raise
+            self._sleep(pause)
+
+    def _pause(self, exc: RemoteError | IntegrityError, tries: int) -> float:
+        top = min(self.policy.cap_s, self.policy.base_s * 2.0 ** (tries - 1))
+        if exc.where.get("status") not in THROTTLED:
+            return top * self._rng()
+        asked = min(float(exc.where.get("retry_after", 0.0)), self.policy.retry_after_cap_s)
+        return max(asked, top * (1 + self._rng()) / 2)
+
+
+def is_transient(exc: RemoteError | IntegrityError) -> bool:
+    """Whether another try may end differently."""
+    if isinstance(exc, IntegrityError):
+        return "size" not in exc.where  # an object of the wrong size in its own store stays so
+    return exc.where.get("status") not in PERMANENT or exc.where.get("code") in EXPIRED
+
+
+def retrying(
+    source: Source,
+    policy: Policy | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    rng: Callable[[], float] = random.random,
+) -> RetryingSource:
+    """`source`, tried again as `policy` says; one that retries already is returned as it is."""
+    if isinstance(source, RetryingSource):
+        return source
+    return RetryingSource(source, policy or Policy(), clock, sleep, rng)

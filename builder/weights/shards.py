@@ -1,0 +1,67 @@
+"""Files that together are one network: `<stem>-00001-of-00005.<suffix>`, or those that one index lists.
+
+A missing part or a tensor in two parts is refused here, before upload: engines take whichever they read last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from builder.errors import IntegrityError
+from builder.format.manifest import Tensor
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|gguf))\Z")
+_INDEX = ".safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
+
+
+def check(tensors: Mapping[str, Iterable[Tensor]], locations: Mapping[str, Path]) -> None:
+    """tensors: of each file, by its path in the model.  locations: where the files are, for reading the indexes.
+
+    Raises IntegrityError that names the missing file, or the tensor and both files it is in.
+    """
+    for label, members in [*_numbered(tensors), *_indexed(locations)]:
+        for path in members:
+            if path not in tensors:
+                raise IntegrityError(
+                    f"{path}: missing, though {label} names it", hint="download it, or include it", where={"file": path}
+                )
+        _distinct({path: tensors[path] for path in members})
+
+
+def _numbered(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
+    sets = {}
+    for path in paths:
+        if match := _PART.match(path):
+            stem, count, suffix = match["stem"], match["count"], match["suffix"]
+            parts = [f"{stem}-{n:05d}-of-{count}{suffix}" for n in range(1, int(count) + 1)]
+            sets[stem, count, suffix] = (path, parts)
+    return list(sets.values())
+
+
+def _indexed(locations: Mapping[str, Path]) -> Iterable[tuple[str, list[str]]]:
+    for path, location in locations.items():
+        if path.endswith(_INDEX) and location.stat().st_size <= MAX_INDEX_BYTES:
+            try:
+                names = set(json.loads(location.read_bytes())["weight_map"].values())
+                folder = PurePosixPath(path).parent
+                yield path, sorted(str(folder / name) for name in names)
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                raise IntegrityError(
+                    f"{path}: not an index with a weight_map: {exc}", hint="download it again", where={"file": path}
+                ) from exc
+
+
+def _distinct(files: Mapping[str, Iterable[Tensor]]) -> None:
+    seen: dict[str, str] = {}
+    for path, tensors in files.items():
+        for tensor in tensors:
+            if tensor.name in seen:
+                what = f"tensor {tensor.name!r} is in {seen[tensor.name]} and in {path}"
+                raise IntegrityError(
+                    what, hint="remove the file that does not belong", where={"file": path, "tensor": tensor.name}
+                )
+            seen[tensor.name] = path
