@@ -33,6 +33,7 @@ class BuilderError(Exception):
         self.message = message
         self.hint = hint
         self.where = dict(where or {})
+        self.shown = False  # set by a command whose printed result already holds this error
 
     def to_json(self) -> dict[str, Any]:
         """The error as the one object that `--format json` prints."""

@@ -17,12 +17,17 @@ def text(template: str, **values: Any) -> str:
     return environment().get_template(str(PurePosixPath(template))).render(**values)
 
 
-def environment() -> jinja2.Environment:
+def html(template: str, **values: Any) -> str:
+    """The same for a page: every value is escaped for HTML, in text and in quoted attributes."""
+    return environment(autoescape=True).get_template(str(PurePosixPath(template))).render(**values)
+
+
+def environment(*, autoescape: bool = False) -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(resources.folder("templates"))
     env = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # no template here makes HTML from a user's text; the report escapes on its own
+        autoescape=autoescape,  # for pages only: Dockerfiles, YAML and Markdown have their own quoting
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

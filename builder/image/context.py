@@ -40,9 +40,7 @@ class Context:
         return {"folder": str(self.folder), "digest": self.digest, "files": list(self.files)}
 
 
-def write(
-    folder: Path, spec: Spec, *, manifest: str = "", wheelhouse: Path | None = None, lock: Path | None = None
-) -> Context:
+def write(folder: Path, spec: Spec, *, manifest: str = "", wheelhouse: Path | None = None, lock: Path | None = None) -> Context:
     """Fill the empty or missing `folder`. wheelhouse: a folder of wheels; lock: pip requirements with hashes, if it exists.
 
     Raises ConfigError for a wheelhouse that is not a folder of wheels, and for a lock of another engine version.

@@ -1,4 +1,4 @@
-"""builder.yaml to the text of a Dockerfile. Pure: the same description makes the same bytes, and nothing is read but templates."""
+"""builder.yaml to the text of a Dockerfile. Pure: the same description makes the same bytes; only templates are read."""
 
 from __future__ import annotations
 

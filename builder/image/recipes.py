@@ -57,7 +57,7 @@ def _transformers(image: Image) -> Recipe:
     torch = TORCH.get(image.engine.version)
     if torch is None:
         raise ConfigError(
-            f"image.engine.version: transformers {image.engine.version} has no torch release pinned; expected {', '.join(TORCH)}",
+            f"image.engine.version: transformers {image.engine.version} has no torch pinned; expected {', '.join(TORCH)}",
             hint="use that version, or add the pair to builder/image/recipes.py and run its image test",
         )
     cuda = "" if image.cuda == "none" else image.cuda

@@ -6,7 +6,6 @@ Nothing half-made is visible: the work happens in OUT.partial, which is renamed 
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
@@ -133,7 +132,9 @@ def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
     )
 
 
-def _on_loop(plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch) -> dict[str, Any]:
+def _on_loop(
+    plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch
+) -> dict[str, Any]:
     """XFS on a loop device."""
     part = bottlerocket.partition(plan.size)
     with watch("partition and file system"), ExitStack() as stack:
@@ -149,7 +150,9 @@ def _on_loop(plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], 
     return record
 
 
-def _in_tree(plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch) -> dict[str, Any]:
+def _in_tree(
+    plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch
+) -> dict[str, Any]:
     """ext4 out of a plain folder; the folder is removed with the workplace."""
     tree = plan.out.with_name(plan.out.name + ".tree")
     tree.mkdir(mode=0o700)
@@ -224,13 +227,17 @@ def _estimate(plan: BakePlan, found: list[layout.OciImage]) -> int:
     weights = sum(p.stat().st_size for one in plan.weights if one.folder for p in one.folder.rglob("*") if p.is_file())
     need = sum(image.size for image in found) * (1 + UNPACKED_RATIO) + weights + SPARE
     if need > plan.size:
-        raise ConfigError(f"a disk of {units.format_size(plan.size)} for about {units.format_size(need)}", hint="choose a larger --size")
+        raise ConfigError(
+            f"a disk of {units.format_size(plan.size)} for about {units.format_size(need)}", hint="choose a larger --size"
+        )
     return need if plan.loop else 2 * need
 
 
 def _check_plan(plan: BakePlan) -> None:
     if plan.size % disk.GIB or plan.size < disk.MIN_SIZE:
-        raise ConfigError(f"size of {plan.size} bytes; expected whole GiB, at least 1", hint="volumes come in whole GiB: --size 120GiB")
+        raise ConfigError(
+            f"size of {plan.size} bytes; expected whole GiB, at least 1", hint="volumes come in whole GiB: --size 120GiB"
+        )
     if not plan.images and not plan.weights:
         raise ConfigError("nothing to bake", hint="name an image with --image or --oci, or weights with --weights")
     if plan.out.exists() and not plan.force:

@@ -125,7 +125,13 @@ def tree_digest(top: Path) -> str:
             for key in sorted(os.listxattr(path, follow_symlinks=False))
             if key != LABEL_KEY
         ]
-        row = [os.fsencode(path.relative_to(top)).hex(), found.st_mode, found.st_uid, found.st_gid, found.st_rdev if special else 0]
+        row = [
+            os.fsencode(path.relative_to(top)).hex(),
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            found.st_rdev if special else 0,
+        ]
         outer.update(json.dumps([row, attributes, _content(path, found.st_mode)]).encode() + b"\n")
     return outer.hexdigest()
 

@@ -177,7 +177,14 @@ def containerd(root: Path, folder: Path, *, cri: bool = False) -> Iterator[Conta
     file = folder / "containerd.toml"
     file.write_text(config(root, folder / "state", socket, cri=cri))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
-    argv: list[str | Path] = [process.need("setpriv", "util-linux"), "--pdeathsig", "KILL", process.need("containerd"), "--config", file]
+    argv: list[str | Path] = [
+        process.need("setpriv", "util-linux"),
+        "--pdeathsig",
+        "KILL",
+        process.need("containerd"),
+        "--config",
+        file,
+    ]
     with log.open("wb") as out:
         # An own session: Ctrl-C goes to this process alone, which stops containerd when its work is undone.
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

@@ -154,7 +154,9 @@ def _copy(fd: int, lba: int, size: int, name: str) -> tuple[tuple[uuid.UUID, tup
     faults = [] if me == lba else [f"{name} header at LBA {lba} says it is at LBA {me}"]
     entries = (_ENTRY.unpack_from(array, i * entry_bytes) for i in range(count))
     found = tuple(_partition(entry) for entry in entries if entry[0] != bytes(16))
-    faults += [f"partition {p.label!r} ends at LBA {p.last} of {size // SECTOR}" for p in found if p.last >= size // SECTOR - 33]
+    faults += [
+        f"partition {p.label!r} ends at LBA {p.last} of {size // SECTOR}" for p in found if p.last >= size // SECTOR - 33
+    ]
     return (uuid.UUID(bytes_le=disk_guid), found), faults
 
 

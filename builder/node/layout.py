@@ -127,8 +127,13 @@ def normalise(reference: str) -> str:
     >>> normalise("debian:12"), normalise("acme/llm:v1"), normalise("registry.example.com/llm:v1")
     ('docker.io/library/debian:12', 'docker.io/acme/llm:v1', 'registry.example.com/llm:v1')
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", reference) or "/" in reference.rsplit(":", 1)[1]:
-        raise ConfigError(f"{reference!r} is not an image reference", hint="write repository:tag, such as registry.example.com/llm:v1")
+    if (
+        not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", reference)
+        or "/" in reference.rsplit(":", 1)[1]
+    ):
+        raise ConfigError(
+            f"{reference!r} is not an image reference", hint="write repository:tag, such as registry.example.com/llm:v1"
+        )
     first, slash, _ = reference.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         return reference
@@ -145,7 +150,9 @@ def open_layout(path: Path) -> Iterator[Layout]:
             with tarfile.open(path, "r:") as tar:
                 yield _checked(_Tar(path, tar))
         except tarfile.ReadError as exc:
-            raise ConfigError(f"{path}: not an OCI layout: {exc}", hint="skopeo copy docker://IMAGE oci-archive:image.tar") from exc
+            raise ConfigError(
+                f"{path}: not an OCI layout: {exc}", hint="skopeo copy docker://IMAGE oci-archive:image.tar"
+            ) from exc
     else:
         raise ConfigError(f"{path}: no such file or folder")
 
@@ -167,7 +174,9 @@ def find_image(layout: Layout, *, reference: str = "", platform: str = "") -> Oc
     diff_ids = tuple(settings.get("rootfs", {}).get("diff_ids", []))
     inner = settings.get("config") or {}
     found = f"{settings.get('os', '?')}/{settings.get('architecture', '?')}"
-    image = OciImage(name, target, manifest, config, layers, diff_ids, inner.get("User") or "", tuple(inner.get("Entrypoint") or ()), found)
+    image = OciImage(
+        name, target, manifest, config, layers, diff_ids, inner.get("User") or "", tuple(inner.get("Entrypoint") or ()), found
+    )
     _complete(layout, image, wanted)
     return image
 
@@ -236,7 +245,9 @@ def _entry(layout: Layout, reference: str) -> tuple[dict[str, Any], str]:
     names = [_entry_name(e) for e in entries]
     if not reference and len(entries) == 1:
         if not names[0]:
-            raise ConfigError(f"{layout.path}: the image has no name in its index.json", hint="give one: --oci REPOSITORY:TAG=PATH")
+            raise ConfigError(
+                f"{layout.path}: the image has no name in its index.json", hint="give one: --oci REPOSITORY:TAG=PATH"
+            )
         return entries[0], names[0]
     wanted = normalise(reference) if reference else ""
     found = [e for e, name in zip(entries, names, strict=True) if name == wanted]
@@ -271,7 +282,9 @@ def _for_platform(layout: Layout, target: Descriptor, wanted: str) -> Descriptor
 
 def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
     if image.platform != wanted:
-        raise ConfigError(f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}", hint="one disk serves one platform")
+        raise ConfigError(
+            f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}", hint="one disk serves one platform"
+        )
     faults = [
         f"  {blob.digest}: {'missing' if (found := layout.size(blob.member)) is None else f'{found} bytes'}, expected {blob.size} bytes"
         for blob in image.blobs()
@@ -280,7 +293,9 @@ def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
     if len(image.diff_ids) != len(image.layers) or not image.layers:
         faults.append(f"  {image.config.digest}: {len(image.diff_ids)} diff_ids for {len(image.layers)} layers")
     if faults:
-        raise IntegrityError(f"{layout.path}: {image.reference} is not whole:\n" + "\n".join(faults), hint="export the image again")
+        raise IntegrityError(
+            f"{layout.path}: {image.reference} is not whole:\n" + "\n".join(faults), hint="export the image again"
+        )
     if layout.size("manifest.json") is not None and any(layer.media_type in _PLAIN_LAYERS for layer in image.layers):
         # Engines of 25 and later write a layout from the classic store too, with manifests made up on the spot.
         raise ConfigError(
@@ -303,7 +318,9 @@ def _json(layout: Layout, blob: Descriptor) -> dict[str, Any]:
 def _load(layout: Layout, member: str, size: int, digest: str = "") -> dict[str, Any]:
     found = layout.size(member)
     if found is None or found > _MAX_JSON:
-        raise IntegrityError(f"{layout.path}: {member}: {'missing' if found is None else f'{found} bytes of JSON'}, expected {size} bytes")
+        raise IntegrityError(
+            f"{layout.path}: {member}: {'missing' if found is None else f'{found} bytes of JSON'}, expected {size} bytes"
+        )
     with layout.open(member) as stream:
         body = stream.read()
     if digest and "sha256:" + hashlib.sha256(body).hexdigest() != digest:

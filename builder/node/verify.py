@@ -219,7 +219,9 @@ def _audit_layers(root: Path, record: dict[str, Any], notes: _Notes) -> None:
             folder, count = root / layer["path"], count + 1
             found = bottlerocket.tree_digest(folder) if folder.is_dir() else "missing"
             if found != layer["sha256"]:
-                findings.append(f"{image['reference']}: layer {layer['chain']} at /{layer['path']} is {found}, expected {layer['sha256']}")
+                findings.append(
+                    f"{image['reference']}: layer {layer['chain']} at /{layer['path']} is {found}, expected {layer['sha256']}"
+                )
     notes.add("unpacked layers", f"{count}, every file, owner and attribute as unpacked", findings)
 
 
@@ -249,7 +251,9 @@ def _audit_image(daemon: containerd.Containerd, image: dict[str, Any], notes: _N
     ]
     snapshots = daemon.snapshots()
     chains = [layer["chain"] for layer in image["unpacked"]]
-    findings += [f"snapshot {chain} is {snapshots.get(chain, 'missing')}" for chain in chains if snapshots.get(chain) != "Committed"]
+    findings += [
+        f"snapshot {chain} is {snapshots.get(chain, 'missing')}" for chain in chains if snapshots.get(chain) != "Committed"
+    ]
     if not findings and not _known_to_cri(daemon, image):
         findings.append(f"the CRI plugin did not take it within {CRI_S:.0f} s")
     notes.add(f"image {reference}", f"by tag, by {digest}, taken by CRI, {len(chains)} layers unpacked", findings)
@@ -325,4 +329,6 @@ def _plain_user(user: str) -> bool:
 
 def _claim(path: Path, notes: _Notes) -> ClaimError:
     lines = "".join(f"\n  {finding}" for finding in notes.findings)
-    return ClaimError(f"{path}: {len(notes.findings)} findings:{lines}", hint="bake the disk again", where={"findings": notes.findings})
+    return ClaimError(
+        f"{path}: {len(notes.findings)} findings:{lines}", hint="bake the disk again", where={"findings": notes.findings}
+    )

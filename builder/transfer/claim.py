@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
 from builder.format.manifest import Manifest
-from builder.format.volume import lock_file, marker_digest
+from builder.format.volume import MANIFEST, MARKER, lock_file, marker_digest
 from builder.transfer.progress import Progress
 
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
@@ -37,6 +37,12 @@ def is_complete(folder: Path, manifest: Manifest, digest: str) -> bool:
         return True
     if found is not None:
         raise ConfigError(f"{folder}: holds {found}, not {digest}", hint="choose another folder, or remove this one")
+    if (folder / MANIFEST).exists():
+        raise IntegrityError(
+            f"{folder}: a model without its marker: a repair was interrupted, or the marker is damaged",
+            hint=f"run `builder weights repair --local {folder}`, or remove the folder",
+            where={"file": str(folder / MARKER)},
+        )
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: not empty, and not a restored model", hint="choose another folder, or empty this one")
     if os.path.lexists(folder) and not folder.is_dir():

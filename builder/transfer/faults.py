@@ -55,7 +55,9 @@ def chunk_fault(file: File, chunk: Chunk, found: str, expected: str = "") -> Fau
 def failure(what: str, faults: Sequence[tuple[Fault, BuilderError]]) -> BuilderError:
     """One error for all faults, of the gravest class among them: integrity before environment before remote."""
     errors = [error for _, error in faults]
-    kind = next(k for k in (IntegrityError, CapabilityError, RemoteError, BuilderError) if any(isinstance(e, k) for e in errors))
+    kind = next(
+        k for k in (IntegrityError, CapabilityError, RemoteError, BuilderError) if any(isinstance(e, k) for e in errors)
+    )
     first = next(e for e in errors if isinstance(e, kind))
     lines = [f"  {fault}" for fault, _ in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:

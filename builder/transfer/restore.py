@@ -22,13 +22,14 @@ from builder.format.manifest import Chunk, File, Manifest
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest, partial_dir
 from builder.transfer import checksum
 from builder.transfer.checksum import Buffer
-from builder.transfer.claim import disk_errors, is_complete, locked, need_space, sync, write_at, write_synced
+from builder.transfer.claim import disk_errors, is_complete, locked, need_space, sync, write_synced
 from builder.transfer.faults import Fault, chunk_fault, failure
+from builder.transfer.fetch import fetch, read_chunk, reserve, write_chunk
 from builder.transfer.journal import Journal
 from builder.transfer.order import first_layers
 from builder.transfer.progress import Progress, Silent
 from builder.transfer.retry import RetryingSource, is_transient, retrying
-from builder.transfer.source import FolderSource, Source, read_into
+from builder.transfer.source import FolderSource, Source
 from builder.transfer.workers import each
 
 OnChunk = Callable[[File, Chunk], None]
@@ -112,7 +113,7 @@ class _Restore:
         self.manifest, self.digest, self.folder, self.progress = manifest, digest, folder, progress
         self.partial = partial_dir(folder)
         self.stop = threading.Event()
-        self.source: RetryingSource = retrying(source, sleep=lambda s: None if self.stop.wait(s) else None)
+        self.source: RetryingSource = retrying(source, sleep=self._pause)
         self.on_chunk, self.sha256, self.clock = on_chunk, sha256, clock
         self.places: dict[str, list[tuple[File, Chunk]]] = {}
         for file, chunk in manifest.chunks():
@@ -149,6 +150,10 @@ class _Restore:
             first,
         )
 
+    def _pause(self, seconds: float) -> None:
+        """Wait before another try; not at all once the work is being stopped."""
+        self.stop.wait(seconds)
+
     def _prepare(self) -> None:
         """The hidden folder with every file at its full size, its blocks reserved."""
         _discard_other(self.partial, self.digest)
@@ -158,7 +163,7 @@ class _Restore:
         for file in self.manifest.files:
             path = self.partial / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            _reserve(path, file.size)
+            reserve(path, file.size)
 
     def _transfer(self, journal: Journal, concurrency: int) -> None:
         task = self.progress.add(f"restore {self.manifest.name}", self.manifest.size)
@@ -196,7 +201,7 @@ class _Restore:
         else:
             body = self._body(places)
             for file, chunk in places:
-                self._write(file, chunk, body)
+                write_chunk(self.partial / file.path, chunk, body)
             journal.record(sha256)
         for file, chunk in places:
             self._placed(file)
@@ -205,42 +210,16 @@ class _Restore:
         self._note_first(sha256)
 
     def _body(self, places: list[tuple[File, Chunk]]) -> Buffer:
-        """The chunk's bytes, checked: from the manifest if one of its files travels there, else from the source."""
-        for file, chunk in places:
-            if file.path in self.manifest.small:
-                body = self.manifest.small[file.path][chunk.offset : chunk.offset + chunk.size]
-                self._check(chunk, body)
-                return body
-        chunk = places[0][1]
-        found = self.source.read(chunk.key, limit=chunk.size, check=lambda body: self._check(chunk, body))
-        if found is None:
-            raise IntegrityError(
-                "no such object", hint="run `builder weights repair` on the store", where={"key": chunk.key}
-            )
+        body, remote = fetch(self.manifest, places, self.source, sha256=self.sha256)
         with self.lock:
-            self.fetched_bytes += chunk.size
-            self.fetched_chunks += 1
             self.remote_failures = 0
-        return found
-
-    def _check(self, chunk: Chunk, body: Buffer) -> None:
-        found = "" if len(body) == chunk.size else f"{len(body)} bytes, expected {chunk.size}"
-        if not found and (crc := checksum.crc64nvme_hex(body)) != chunk.crc64nvme:
-            found = f"crc64nvme {crc}"
-        if not found and self.sha256 and (sha := checksum.sha256_hex(body)) != chunk.sha256:
-            found = f"sha256 {sha}"
-        if found:
-            raise IntegrityError(found, hint="run `builder weights repair` on the store", where={"key": chunk.key})
+            if remote:
+                self.fetched_bytes += len(body)
+                self.fetched_chunks += 1
+        return body
 
     def _is_written(self, places: list[tuple[File, Chunk]]) -> bool:
-        return all(checksum.crc64nvme_hex(_read(self.partial / f.path, c)) == c.crc64nvme for f, c in places)
-
-    def _write(self, file: File, chunk: Chunk, body: Buffer) -> None:
-        fd = os.open(self.partial / file.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            write_at(fd, body, chunk.offset)
-        finally:
-            os.close(fd)
+        return all(checksum.crc64nvme_hex(read_chunk(self.partial / f.path, c)) == c.crc64nvme for f, c in places)
 
     def _placed(self, file: File) -> None:
         """Count down; a file whose last chunk is there is synced now, while others still arrive."""
@@ -297,24 +276,3 @@ def _discard_other(partial: Path, digest: str) -> None:
     if head != f"{digest}\n".encode():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(partial)
-
-
-def _reserve(path: Path, size: int) -> None:
-    """A file of `size` bytes whose blocks are reserved: a full disk shows before the first byte is fetched."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        os.fchmod(fd, 0o644)
-        if size:
-            os.posix_fallocate(fd, 0, size)
-    finally:
-        os.close(fd)
-
-
-def _read(path: Path, chunk: Chunk) -> memoryview:
-    """The chunk's bytes as they are on disk; fewer if the file is short."""
-    view = memoryview(bytearray(chunk.size))
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return view[: read_into(fd, view, chunk.offset)]
-    finally:
-        os.close(fd)

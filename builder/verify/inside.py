@@ -1,7 +1,7 @@
 """The program that looks at a running server from within: engine processes, their environment, user, weights, GPU.
 
-SCRIPT runs as `python -c SCRIPT MODELS_ROOT ROOT_PID` in the container (ROOT_PID 1) or beside a server in place, with
-nothing but the standard library, and prints one JSON object. It reads /proc/PID/environ, which is what the process was
+SCRIPT runs as `python -c SCRIPT MODELS_ROOT TOP_PID` in the container (TOP_PID 1) or beside a server in place, with
+nothing but the standard library, and prints one JSON object. MODELS_ROOT counts where the server was not given one. It reads /proc/PID/environ, which is what the process was
 started with (proc(5)): an ENV of the image proves nothing, because an entry point may overwrite it. A process that
 changes its own variable after it started is not seen by this.
 """
@@ -15,7 +15,7 @@ from builder.errors import BuilderError
 
 SCRIPT = r"""
 import ctypes, json, os, sys
-root_dir, top = sys.argv[1], int(sys.argv[2])
+models_root, top = sys.argv[1], int(sys.argv[2])
 def read(path):
     try:
         with open(path, "rb") as f:
@@ -43,6 +43,8 @@ below, new = [], [p for p in tree if table.get(p, {}).get("parent") == runtime]
 while new:
     below += new
     new = [p for p in tree if table[p]["parent"] in new]
+def environ(pid):
+    return dict(item.split(b"=", 1) for item in read(f"/proc/{pid}/environ").split(b"\0") if b"=" in item)
 def devices(pid):
     found = set()
     try:
@@ -55,10 +57,10 @@ def devices(pid):
     return sorted(found)
 engine = []
 for pid in below:
-    raw = read(f"/proc/{pid}/environ")
-    env = dict(item.split(b"=", 1) for item in raw.split(b"\0") if b"=" in item)
-    engine.append({"pid": pid, "name": table[pid]["name"], "uid": table[pid]["uid"], "readable": bool(raw),
-                   "cuda_module_loading": env[b"CUDA_MODULE_LOADING"].decode() if b"CUDA_MODULE_LOADING" in env else None,
+    env = environ(pid)
+    loading = env.get(b"CUDA_MODULE_LOADING")
+    engine.append({"pid": pid, "name": table[pid]["name"], "uid": table[pid]["uid"], "readable": bool(env),
+                   "cuda_module_loading": None if loading is None else loading.decode(errors="replace"),
                    "devices": devices(pid)})
 def gpu_count():
     try:
@@ -68,10 +70,11 @@ def gpu_count():
     count = ctypes.c_int()
     return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 markers = {}
-for base in sorted(os.listdir(root_dir)) if os.path.isdir(root_dir) else []:
-    text = read(os.path.join(root_dir, base, ".builder", "complete"))
-    if text:
-        markers[base] = text.decode(errors="replace").strip()
+for root in environ(runtime).get(b"BUILDER_MODELS_ROOT", models_root.encode()).decode().split(":"):
+    for base in sorted(os.listdir(root)) if os.path.isdir(root) else []:
+        text = read(os.path.join(root, base, ".builder", "complete"))
+        if text:
+            markers[base] = text.decode(errors="replace").strip()
 uid = table.get(runtime, {}).get("uid")
 print(json.dumps({"engine": engine, "markers": markers, "gpus": gpu_count(), "runtime_uid": uid}))
 """

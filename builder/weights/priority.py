@@ -23,7 +23,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blk|blocks?)\.(\d{1,6})\.")
 # "mlp.experts.7.w1", "block_sparse_moe.experts.7.", GGUF "ffn_gate_exps."; not "shared_expert(s)", not "ffn_gate_shexp".
 _EXPERT = re.compile(r"(?:^|\.)experts(?:\.|$)|_exps(?:\.|$)")
 _EMBED = re.compile(
-    r"(?:^|[._])(?:embed_tokens|token_embd|tok_embeddings|word_embeddings|wte|wpe|position_embd|embeddings?)(?:[._]|$)"
+    r"(?:^|[._])(?:embed_tokens|token_embd|tok_embeddings|word_embeddings|position_embd|wte|wpe|embeddings?)(?:[._]|$)"
 )
 _FINAL = re.compile(r"(?:^|\.)(?:lm_head|output|output_norm|norm|ln_f|final_layer_?norm|embed_out|head|pooler)(?:\.|$)")
 # Not weights, whatever their size: what an engine reads before it opens the first tensor.

@@ -26,9 +26,7 @@ def check(tensors: Mapping[str, Iterable[Tensor]], locations: Mapping[str, Path]
     for label, members in [*_numbered(tensors), *_indexed(locations)]:
         for path in members:
             if path not in tensors:
-                raise IntegrityError(
-                    f"{path}: missing, though {label} names it", hint="download it, or include it", where={"file": path}
-                )
+                raise _bad(path, f"missing, though {label} names it", "download it, or include it")
         _distinct({path: tensors[path] for path in members})
 
 
@@ -48,11 +46,10 @@ def _indexed(locations: Mapping[str, Path]) -> Iterable[tuple[str, list[str]]]:
             try:
                 names = set(json.loads(location.read_bytes())["weight_map"].values())
                 folder = PurePosixPath(path).parent
-                yield path, sorted(str(folder / name) for name in names)
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
-                raise IntegrityError(
-                    f"{path}: not an index with a weight_map: {exc}", hint="download it again", where={"file": path}
-                ) from exc
+                members = sorted(str(folder / name) for name in names)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+                raise _bad(path, f"not an index with a weight_map: {exc}", "download it again") from exc
+            yield path, members
 
 
 def _distinct(files: Mapping[str, Iterable[Tensor]]) -> None:
@@ -60,8 +57,11 @@ def _distinct(files: Mapping[str, Iterable[Tensor]]) -> None:
     for path, tensors in files.items():
         for tensor in tensors:
             if tensor.name in seen:
-                what = f"tensor {tensor.name!r} is in {seen[tensor.name]} and in {path}"
-                raise IntegrityError(
-                    what, hint="remove the file that does not belong", where={"file": path, "tensor": tensor.name}
-                )
+                what = f"tensor {tensor.name!r} is here and in {seen[tensor.name]}"
+                raise _bad(path, what, "remove the file that does not belong", tensor.name)
             seen[tensor.name] = path
+
+
+def _bad(path: str, what: str, hint: str, tensor: str = "") -> IntegrityError:
+    where = {"file": path, "tensor": tensor} if tensor else {"file": path}
+    return IntegrityError(f"{path}: {what}", hint=hint, where=where)

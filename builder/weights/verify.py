@@ -1,0 +1,170 @@
+"""A model in a store against its manifest: every chunk read and hashed, or by the store's own word alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from builder.engines.base import Engine
+from builder.errors import BuilderError, IntegrityError
+from builder.format.manifest import MAX_CHUNK_BYTES, Chunk, File, Manifest
+from builder.progress import NoProgress, Progress
+from builder.stores.base import Reader, Store
+from builder.transfer.checksum import crc64nvme_hex, file_crc64, sha256_hex
+from builder.transfer.faults import Fault, chunk_fault, failure
+from builder.transfer.manifests import read_manifest
+
+Place = tuple[File, Chunk]
+Check = Callable[[Chunk], tuple[str, str] | str]
+"""What is wrong with a stored chunk: (expected, found); or how it was checked: "digest" or "size"."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found. chunks, bytes: distinct ones.  by: "read", or "head" for the store's own word.
+
+    by_size: chunks of which the store told the size only (a remote check on a store that keeps no digest).
+    faults: every one, at every place of the model that the object goes to.
+    """
+
+    store: str
+    name: str
+    digest: str
+    files: int
+    chunks: int
+    bytes: int
+    by: str
+    by_size: int
+    seconds: float
+    faults: tuple[Fault, ...] = ()
+    manifest: Manifest | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {k: v for k, v in vars(self).items() if k not in ("manifest", "faults")}
+        return {**plain, "ok": self.ok, "faults": [f.to_json() for f in self.faults]}
+
+    def error(self) -> IntegrityError:
+        """The faults as one error; `where` is the whole report."""
+        bad = len({f.object for f in self.faults})
+        what = f"{self.store}: {bad} of {self.chunks} chunks of {self.name} are bad"
+        found = failure(what, [(f, IntegrityError(f.found)) for f in self.faults])
+        return IntegrityError(found.message, hint="run `builder weights repair --from SOURCE`", where=self.to_json())
+
+
+def verify(
+    store: Store, ref: str = "", *, engine: Engine, remote: bool = False, progress: Progress | None = None
+) -> VerifyReport:
+    """Check every chunk of the model that `ref` names (see transfer.manifests.resolve).
+
+    remote: by HEAD requests only. Where the store keeps sha256 or CRC64NVME of the object, that is compared, else only
+    the size; it proves what arrived at upload, not what the disks hold now.
+    Raises IntegrityError for a missing or damaged manifest, RemoteError and CapabilityError where the store cannot be
+    read. Bad chunks are not raised: they are the report's faults.
+    """
+    start = time.monotonic()
+    manifest = read_manifest(Reader(store), ref)
+    places: dict[str, list[Place]] = {}
+    for file, chunk in manifest.chunks():
+        places.setdefault(chunk.sha256, []).append((file, chunk))
+    by_size, faults = _check_all(store, list(places.values()), engine, remote, progress or NoProgress())
+    faults += [fault for file in manifest.files if (fault := _whole_file(file))]
+    return VerifyReport(
+        store=store.url,
+        name=manifest.name,
+        digest=manifest.digest,
+        files=len(manifest.files),
+        chunks=len(places),
+        bytes=sum(p[0][1].size for p in places.values()),
+        by="head" if remote else "read",
+        by_size=by_size,
+        seconds=time.monotonic() - start,
+        faults=tuple(faults),
+        manifest=manifest,
+    )
+
+
+def _check_all(
+    store: Store, places: list[list[Place]], engine: Engine, remote: bool, progress: Progress
+) -> tuple[int, list[Fault]]:
+    """(chunks of which only the size is known, every fault in the order of need)."""
+    check: Check = _by_head(store) if remote else _by_reading(store)
+    task = progress.add("verify", sum(p[0][1].size for p in places))
+    faults: dict[str, list[Fault]] = {}
+    errors: list[tuple[Fault, BuilderError]] = []
+    by_size = 0
+
+    def drawn() -> Iterator[list[Place]]:
+        for place in places:
+            if errors:  # the store cannot be read: no use in asking on
+                return
+            yield place
+
+    for place, result in engine.map(lambda place: check(place[0][1]), drawn()):
+        chunk = place[0][1]
+        if isinstance(result, BuilderError):
+            errors.append((chunk_fault(*place[0], result.message), result))
+        elif isinstance(result, tuple):
+            faults[chunk.sha256] = [chunk_fault(f, c, result[1], result[0]) for f, c in place]
+        else:
+            by_size += result == "size"
+        progress.advance(task, chunk.size)
+    progress.done(task, f"{sum(map(len, faults.values()))} faults" if faults else "")
+    if errors:
+        raise errors[0][1] if len(errors) == 1 else failure(f"{store.url}: {len(errors)} chunks could not be read", errors)
+    return by_size, [fault for place in places for fault in faults.get(place[0][1].sha256, [])]
+
+
+def _by_reading(store: Store) -> Check:
+    def check(chunk: Chunk) -> tuple[str, str] | str:
+        wrong = compare(store, chunk)
+        # A second look tells a bad object from a bad wire.
+        return compare(store, chunk) or "digest" if wrong else "digest"
+
+    return check
+
+
+def compare(store: Store, chunk: Chunk) -> tuple[str, str] | None:
+    """(expected, found) of the first thing that is wrong with the stored object, or None."""
+    try:
+        body = store.get(chunk.key, min(chunk.size, MAX_CHUNK_BYTES))
+    except IntegrityError as exc:
+        return f"{chunk.size} bytes", f"{exc.where['size']} bytes" if "size" in exc.where else exc.message
+    if body is None:
+        return f"{chunk.size} bytes", "no object"
+    if len(body) != chunk.size:
+        return f"{chunk.size} bytes", f"{len(body)} bytes"
+    if (found := sha256_hex(body)) != chunk.sha256:
+        return f"sha256 {chunk.sha256}", f"sha256 {found}"
+    if (crc := crc64nvme_hex(body)) != chunk.crc64nvme:
+        return f"crc64nvme {chunk.crc64nvme}", f"crc64nvme {crc}"
+    return None
+
+
+def _by_head(store: Store) -> Check:
+    def check(chunk: Chunk) -> tuple[str, str] | str:
+        found = store.stat(chunk.key)
+        if found is None:
+            return f"{chunk.size} bytes", "no object"
+        if found.size != chunk.size:
+            return f"{chunk.size} bytes", f"{found.size} bytes"
+        if found.sha256 and found.sha256 != chunk.sha256:
+            return f"sha256 {chunk.sha256}", f"sha256 {found.sha256}"
+        if found.crc64nvme and found.crc64nvme != chunk.crc64nvme:
+            return f"crc64nvme {chunk.crc64nvme}", f"crc64nvme {found.crc64nvme}"
+        return "digest" if found.sha256 or found.crc64nvme else "size"
+
+    return check
+
+
+def _whole_file(file: File) -> Fault | None:
+    """The file's CRC against those of its chunks: a manifest that disagrees with itself."""
+    found = file_crc64(file.chunks)
+    if found == file.crc64nvme:
+        return None
+    return Fault("", file.path, (), 0, file.size, f"crc64nvme {file.crc64nvme}", f"crc64nvme {found} from its chunks")
