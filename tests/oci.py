@@ -18,10 +18,15 @@ PROGRAMS = ("sh", "id", "cat", "true")
 
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",
-                 entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False) -> str:  # fmt: skip
-    """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed."""
+                 entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False,
+                 whiteout: bool = False) -> str:  # fmt: skip
+    """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed.
+
+    whiteout: the second layer removes /bin/true and replaces /opt/base.
+    """
     folder.mkdir(parents=True)
-    layers = [_shell_layer(), _tar({"opt/app/data.txt": extra, "opt/app/hole/keep": b"x"})]
+    marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
+    layers = [_shell_layer(), _tar({"opt/app/data.txt": extra, **marks})]
     rows = []
     for raw in layers:
         body = raw if plain else gzip.compress(raw, 1, mtime=0)
@@ -70,6 +75,7 @@ def _shell_layer() -> bytes:
         said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
         for library in re.findall(r"(/\S+)", said):
             files[library.lstrip("/")] = Path(library).read_bytes()
+    files["opt/base/gone"] = b"g"
     return _tar(files)
 
 

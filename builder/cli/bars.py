@@ -22,20 +22,27 @@ from builder.progress import NoProgress, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+    from rich.text import Text
 
+Say = Callable[[str], None]
 EVERY_S = 5.0  # a quiet line per task at most this often: a CI log stays readable
 
 
 @contextlib.contextmanager
-def make(mode: str) -> Iterator[Progress]:
-    """mode: auto, plain or none."""
+def make(mode: str) -> Iterator[tuple[Progress, Say]]:
+    """mode: auto, plain or none. Yields the progress, and what prints a line to stderr beside it."""
     if mode == "none":
-        yield NoProgress()
+        yield NoProgress(), _echo
     elif mode == "auto" and sys.stderr.isatty():
         with _rich() as progress:
-            yield Bars(progress)
+            bars = Bars(progress)
+            yield bars, bars.say
     else:
-        yield Lines(lambda text: click.echo(text, err=True), time.monotonic)
+        yield Lines(_echo, time.monotonic), _echo
+
+
+def _echo(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @dataclass
@@ -78,11 +85,7 @@ class Lines:
 
     def done(self, task: int, text: str = "") -> None:
         with self._lock:
-            t = self._tasks[task]
-            seconds = self._clock() - t.started
-            amount = f", {_amount(t.done, t.unit)}" if t.done else ""
-            rate = f" at {units.format_size(t.done / seconds)}/s" if t.done and t.unit == "B" and seconds > 0.01 else ""
-            self._tell(f"{t.title}: {text or 'done'}{amount}{rate} ({units.format_seconds(seconds)})")
+            self._tell(_ended(self._tasks[task], text, self._clock()))
 
     def _maybe(self, t: _Task) -> None:
         now = self._clock()
@@ -93,34 +96,49 @@ class Lines:
 
 
 class Bars:
-    """The same on a terminal, moving."""
+    """The same on a terminal, moving. A task that ends becomes a line above the bars, so that the record stays in order."""
 
     def __init__(self, progress: RichProgress) -> None:
         self._progress = progress
-        self._titles: dict[int, str] = {}
-        self._totals: dict[int, int] = {}
+        self._tasks: dict[int, _Task] = {}
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def add(self, title: str, total: int = 0, unit: str = "B") -> int:
         task = int(self._progress.add_task(title, total=total or None, unit=unit, note=""))
-        self._titles[task] = title
-        self._totals[task] = total
+        self._tasks[task] = _Task(title, total, unit, time.monotonic())
         return task
 
     def advance(self, task: int, amount: int) -> None:
+        self._tasks[task].done += amount
         self._progress.advance(_id(task), amount)
 
     def note(self, task: int, text: str) -> None:
         self._progress.update(_id(task), note=text[-60:])
 
     def done(self, task: int, text: str = "") -> None:
-        total = self._totals[task] or 1
-        completed = total if text != "failed" else None
-        self._progress.update(_id(task), total=total, completed=completed, note=text)
-        self._progress.stop_task(_id(task))
+        self._progress.remove_task(_id(task))
+        mark = ("✗ ", "red") if text == "failed" else ("✓ ", "green")
+        self._progress.console.print(_styled(mark, _ended(self._tasks.pop(task), text, time.monotonic())))
+
+
+def _ended(t: _Task, text: str, now: float) -> str:
+    """The line that sums a task up."""
+    seconds = now - t.started
+    amount = f", {_amount(t.done, t.unit)}" if t.done else ""
+    rate = f" at {units.format_size(t.done / seconds)}/s" if t.done and t.unit == "B" and seconds > 0.01 else ""
+    return f"{t.title}: {text or 'done'}{amount}{rate} ({units.format_seconds(seconds)})"
 
 
 def _id(task: int) -> TaskID:
     return task  # type: ignore[return-value]  # rich's TaskID is an int
+
+
+def _styled(mark: tuple[str, str], text: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(mark, text)
 
 
 def _rich() -> RichProgress:

@@ -33,11 +33,12 @@ class Session:
     quiet: bool = False
     verbose: int = 0
     progress: Progress = field(default_factory=NoProgress)
+    tell: Callable[[str], None] = field(default_factory=lambda: functools.partial(click.echo, err=True))
 
     def say(self, text: str) -> None:
         """One line to stderr; nothing in quiet mode."""
         if not self.quiet:
-            click.echo(text, err=True)
+            self.tell(text)
 
     def show(self, data: Any, human: str) -> None:
         """The result, to stdout: `data` as one JSON object, or `human`."""
@@ -81,8 +82,9 @@ def options(command: Callable[Concatenate[Session, P], None]) -> Callable[P, Non
     def wrapped(format_: str, mode: str, quiet: bool, verbose: int, *args: P.args, **kwargs: P.kwargs) -> None:
         from builder.cli.bars import make
 
-        with make("none" if quiet else mode) as progress:
-            command(Session(format_, quiet, verbose, progress), *args, **kwargs)
+        with make("none" if quiet else mode) as (progress, tell):
+            session = Session(format_, quiet, verbose, progress, tell)
+            command(session, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]  # click calls it with keywords only
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ def group() -> None:
 def run(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if args is None else args)
+    signal.signal(signal.SIGTERM, _terminated)  # CI systems end jobs with it; containers and loop devices must not stay
     try:
         group.main(words, prog_name="builder", standalone_mode=False)
         code = 0
@@ -84,6 +86,10 @@ def run(args: Sequence[str] | None = None) -> None:
             BuilderError(f"internal error: {type(exc).__name__}: {exc}", hint="run again with -vv and report it"), words
         )
     sys.exit(code)
+
+
+def _terminated(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _usage(exc: click.UsageError, words: list[str]) -> int:

@@ -14,8 +14,8 @@ from builder.errors import ClaimError
 @click.command()
 @options
 @file_option
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the whole build folder here, not only stdout.")
-@click.option("--check", type=click.Path(path_type=Path), default=None, help="Compare with this Dockerfile; exit 7 if it differs.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the whole build folder here.")
+@click.option("--check", type=click.Path(path_type=Path), default=None, help="Compare with this file; exit 7 if it differs.")
 def command(session: Session, file: Path | None, out: Path | None, check: Path | None) -> None:
     """Print the Dockerfile of the image, without building it."""
     from builder.config import lock

@@ -1,28 +1,34 @@
-"""builder weights push | pull | verify | repair | ls."""
+"""builder weights push | pull | verify | repair | ls.
+
+What the command line leaves out comes from builder.yaml: the one -f names, or, where SOURCE or --store is missing, the one
+in the current folder. With both given and no -f, no description is needed.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from builder import units
 from builder.cli.common import Session, file_option, options, table
-from builder.config.load import FILE
-from builder.errors import ConfigError
-from builder.format.manifest import NAME, is_digest
+from builder.errors import ConfigError, IntegrityError
+from builder.format.manifest import NAME
 
 if TYPE_CHECKING:
+    from builder.config.load import Loaded
+    from builder.config.spec import Spec
     from builder.engines.base import Engine
-    from builder.models.source import ModelRef, ModelSnapshot
+    from builder.models.source import ModelSnapshot
     from builder.stores.base import Store
+    from builder.transfer.faults import Fault
 
-P = ParamSpec("P")
 CONCURRENCY = 8
 
 
@@ -31,87 +37,318 @@ def command() -> None:
     """Push, pull, verify and repair model weights."""
 
 
-@dataclass(frozen=True)
-class Where:
-    """Which store and how hard, from the options and, for what they leave out, from builder.yaml."""
+@dataclass
+class Inputs:
+    """The options shared by all weights commands, completed from builder.yaml."""
 
-    store: str | None
+    session: Session
+    store_url: str | None
     endpoint_url: str | None
     region: str | None
     concurrency: int
     file: Path | None
+    _loaded: Loaded | None = None
+
+    def loaded(self) -> Loaded:
+        """The description. Raises ConfigError where there is none."""
+        if self._loaded is None:
+            self._loaded = self.session.load(self.file)
+        return self._loaded
+
+    def spec(self) -> Spec | None:
+        """The description if one is meant: -f names it, or --store is left to it."""
+        return self.loaded().spec if self.file or not self.store_url else None
+
+    def store(self) -> Store:
+        from builder.stores.open import open_store
+
+        url, endpoint, region = self.store_url, self.endpoint_url, self.region
+        if url is None:
+            weights = self.loaded().spec.weights
+            url, endpoint, region = self.loaded().store_url, endpoint or weights.endpoint_url, region or weights.region
+        return open_store(url, endpoint_url=endpoint, region=region)
+
+    def ref(self, ref: str | None) -> str:
+        """What to read: REF, or the description's name, or "" for the only model in the store."""
+        spec = self.spec()
+        return ref or (spec.name if spec else "")
+
+    def engine(self) -> Engine:
+        from builder.engines.local import LocalEngine
+
+        return LocalEngine(self.concurrency)
+
+    def snapshot(
+        self, source: str | None, revision: str | None, include: tuple[str, ...], exclude: tuple[str, ...]
+    ) -> ModelSnapshot:
+        """The model's files. A SOURCE on the command line brings its own patterns and revision."""
+        from builder.models.resolve import resolve
+        from builder.models.source import ModelRef
+
+        if source is not None:
+            return resolve(ModelRef(source, revision, include or ("*",), exclude))
+        model = self.loaded().spec.model
+        token = model.token.env if model.token else ""
+        if token and token not in os.environ:
+            raise ConfigError(f"{self.loaded().path}: model.token names {token}, which is not set", hint=f"export {token}=...")
+        ref = ModelRef(
+            self.loaded().model_source,
+            revision or model.revision,
+            include or model.include,
+            exclude or model.exclude,
+            token,
+        )
+        return resolve(ref, token=os.environ.get(token, ""))
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return units.parse_size(value)
-    except ValueError as exc:
-        raise click.BadParameter(str(exc)) from exc
-
-
-def store_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --store, --endpoint-url, --region, --concurrency and -f; pass a Where as `where`."""
-    import functools
+def store_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of Inputs and pass one first, in place of the Session."""
 
     @click.option("--store", metavar="URL", help="A folder or s3://bucket/prefix; default: weights.store of builder.yaml.")
     @click.option("--endpoint-url", metavar="URL", help="An S3-compatible server other than AWS.")
     @click.option("--region", help="The bucket's region.")
     @click.option("--concurrency", type=click.IntRange(1, 256), default=CONCURRENCY, show_default=True, help="Chunks at once.")
     @file_option
-    @functools.wraps(command)
-    def wrapped(*args: Any, store: str | None, endpoint_url: str | None, region: str | None, concurrency: int,
-                file: Path | None, **kwargs: Any) -> None:  # fmt: skip
-        command(*args, where=Where(store, endpoint_url, region, concurrency, file), **kwargs)
+    @options
+    @functools.wraps(function)
+    def wrapped(
+        session: Session,
+        /,
+        store: str | None,
+        endpoint_url: str | None,
+        region: str | None,
+        concurrency: int,
+        file: Path | None,
+        **rest: Any,
+    ) -> None:
+        function(Inputs(session, store, endpoint_url, region, concurrency, file), **rest)
 
     return wrapped
 
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be sent; write nothing.")
+def source_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --revision, --include and --exclude."""
+    for option in (
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Files to leave out; wins over --include."),
+        click.option("--include", multiple=True, metavar="GLOB", help="Files to take; again for more."),
+        click.option("--revision", help="Branch, tag or commit of a hub model."),
+    ):
+        function = option(function)
+    return function
+
+
+def _chunk_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    from builder.config.spec import MAX_CHUNK, MIN_CHUNK
+
+    try:
+        size = units.parse_size(value) if value else None
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    if size is not None and not MIN_CHUNK <= size <= MAX_CHUNK:
+        raise click.BadParameter(f"{value}: expected 8MiB to 64MiB")
+    return size
 
 
 @command.command("push")
 @click.argument("source", required=False)
-@click.option("--name", help="Name of the model in the store; default: the source's own name.")
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Files to take; again for more.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Files to leave out; wins over --include.")
-@click.option("--chunk-size", callback=_size, metavar="SIZE", help="Target size of a chunk, 8MiB to 64MiB; default 16MiB.")
-@dry_run_option
+@click.option("--name", help="Name of the model in the store; default: the source's own.")
+@click.option("--chunk-size", callback=_chunk_size, metavar="SIZE", help="Target size of a chunk; default 16MiB.")
+@click.option("--plain", is_flag=True, help="Also put the original files beside the chunks, for stock tools.")
+@click.option("--dry-run", is_flag=True, help="Read and hash, ask the store, send nothing.")
+@source_options
 @store_options
-@options
 def push_command(
-    session: Session, source: str | None, name: str | None, revision: str | None, include: tuple[str, ...],
-    exclude: tuple[str, ...], chunk_size: int | None, dry_run: bool, where: Where,
-) -> None:  # fmt: skip
-    """Upload SOURCE (a folder, a file, hf://organisation/model) in verified chunks; only what is missing is sent."""
-    from builder.config.spec import MAX_CHUNK, MIN_CHUNK
+    inputs: Inputs,
+    source: str | None,
+    name: str | None,
+    chunk_size: int | None,
+    plain: bool,
+    dry_run: bool,
+    revision: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> None:
+    """Upload SOURCE in verified chunks; only what the store lacks is sent.
+
+    SOURCE: a folder, a file, or hf://organisation/model[@revision]; default: model.source of builder.yaml.
+    """
     from builder.weights import push, split
 
-    if chunk_size is not None and not MIN_CHUNK <= chunk_size <= MAX_CHUNK:
-        raise ConfigError(f"--chunk-size {chunk_size} bytes; expected 8MiB to 64MiB")
-    loaded = session.load(where.file) if source is None or _described(where) else None
-    if loaded and "plain" in loaded.spec.weights.publish:
-        raise ConfigError(f"{loaded.path}: weights.publish: plain is not offered yet", hint="write publish: [chunks]")
-    ref = _model_ref(session, source, revision, include, exclude, where)
-    snapshot = _resolve(ref)
-    target = chunk_size or (loaded.spec.weights.chunk_bytes if loaded else split.TARGET_BYTES)
-    plan = split.plan(snapshot, chunk_bytes=target)
+    spec = inputs.loaded().spec if source is None else inputs.spec()
+    snapshot = inputs.snapshot(source, revision, include, exclude)
+    plan = split.plan(snapshot, chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES))
     report = push.push(
-        plan, _store(session, where), _engine(where), name=name or (loaded.spec.name if loaded and source is None else default_name(snapshot.source)),
-        progress=session.progress, dry_run=dry_run,
+        plan,
+        inputs.store(),
+        inputs.engine(),
+        name=name or (spec.name if spec else default_name(snapshot.source)),
+        plain=plain or bool(spec and "plain" in spec.weights.publish),
+        progress=inputs.session.progress,
+        dry_run=dry_run,
     )
-    session.show(report.to_json(), _pushed(report.to_json()))
+    rate = f", {units.format_size(report.bytes / report.seconds)}/s" if report.seconds else ""
+    inputs.session.show(
+        report.to_json(),
+        f"{report.name}  {report.digest}\n"
+        f"{report.files} files, {units.format_size(report.bytes)}, {report.chunks} chunks: "
+        f"{'would send' if dry_run else 'sent'} {report.sent_chunks} ({units.format_size(report.sent_bytes)}), "
+        f"{report.reused_chunks} already there, in {units.format_seconds(report.seconds)}{rate}",
+    )
 
 
-def _pushed(r: dict[str, Any]) -> str:
-    verb = "would send" if r["dry_run"] else "sent"
-    rate = f", {units.format_size(r['bytes'] / r['seconds'])}/s" if r["seconds"] else ""
-    return (
-        f"{r['name']}  {r['digest']}\n"
-        f"{r['files']} files, {units.format_size(r['bytes'])}, {r['chunks']} chunks: "
-        f"{verb} {r['sent_chunks']} ({units.format_size(r['sent_bytes'])}), "
-        f"{r['reused_chunks']} already there ({units.format_size(r['reused_bytes'])}), "
-        f"in {units.format_seconds(r['seconds'])}{rate}"
+@command.command("pull")
+@click.argument("ref", required=False)
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to make.")
+@store_options
+def pull_command(inputs: Inputs, ref: str | None, folder: Path) -> None:
+    """Restore the model REF into a folder, byte for byte, verified; what an earlier run fetched is kept.
+
+    REF: a name, name@revision or sha256:<hex>; default: the only model in the store.
+    """
+    from builder.transfer.manifests import read_manifest
+    from builder.transfer.restore import restore
+    from builder.transfer.retry import retrying
+
+    source = retrying(inputs.store().source())
+    manifest = read_manifest(source, inputs.ref(ref))
+    report = restore(manifest, source, folder, concurrency=inputs.concurrency, progress=inputs.session.progress)
+    inputs.session.show(
+        report.to_json(),
+        f"{report.folder}  {report.digest}\n"
+        f"fetched {report.fetched_chunks} chunks ({units.format_size(report.fetched_bytes)}), "
+        f"{units.format_size(report.reused_bytes)} already there, in {units.format_seconds(report.seconds)}",
     )
+
+
+@command.command("verify")
+@click.argument("ref", required=False)
+@click.option("--remote", is_flag=True, help="By HEAD requests alone: what the store itself says of each object.")
+@click.option("--local", "folder", type=click.Path(path_type=Path), help="A restored folder instead of a store.")
+@click.option("--deep", is_flag=True, help="With --local: also each chunk's sha256, not only its CRC64NVME.")
+@store_options
+def verify_command(inputs: Inputs, ref: str | None, remote: bool, folder: Path | None, deep: bool) -> None:
+    """Check every chunk of REF in a store, or every byte of a restored folder. Exits 3 and names all that is bad."""
+    if folder is not None:
+        _only_local(ref, remote, inputs)
+        _verify_folder(inputs, folder, deep)
+        return
+    from builder.weights.verify import verify
+
+    report = verify(inputs.store(), inputs.ref(ref), engine=inputs.engine(), remote=remote, progress=inputs.session.progress)
+    if not report.ok:
+        raise report.error()
+    how = "by the store's own digests" if remote else "every byte read"
+    if report.by_size:
+        how += f"; of {report.by_size} the store keeps no digest, so only their size was compared"
+    inputs.session.show(
+        report.to_json(),
+        f"{report.name}  {report.digest}\n"
+        f"{report.chunks} chunks, {units.format_size(report.bytes)}: good ({how}), in {units.format_seconds(report.seconds)}",
+    )
+
+
+def _only_local(ref: str | None, remote: bool, inputs: Inputs) -> None:
+    if ref or remote or inputs.store_url:
+        raise ConfigError("--local checks a folder by the manifest inside it", hint="leave out REF, --remote and --store")
+
+
+def _verify_folder(inputs: Inputs, folder: Path, deep: bool) -> None:
+    from builder.transfer.check import check_folder
+    from builder.transfer.faults import failure
+
+    faults = check_folder(folder, deep=deep, workers=inputs.concurrency, progress=inputs.session.progress)
+    data = {"folder": str(folder), "ok": not faults, "faults": [f.to_json() for f in faults]}
+    if faults:
+        found = failure(f"{folder}: {len(faults)} faults", [(f, IntegrityError(f.found)) for f in faults])
+        raise IntegrityError(found.message, hint=f"run `builder weights repair --local {folder} --store URL`", where=data)
+    inputs.session.show(data, f"{folder}: good")
+
+
+@command.command("repair")
+@click.argument("ref", required=False)
+@click.option("--from", "source", metavar="SOURCE", help="Where the model came from; default: model.source of builder.yaml.")
+@click.option("--local", "folder", type=click.Path(path_type=Path), help="A restored folder, from the store.")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent; write nothing.")
+@source_options
+@store_options
+def repair_command(
+    inputs: Inputs,
+    ref: str | None,
+    source: str | None,
+    folder: Path | None,
+    dry_run: bool,
+    revision: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> None:
+    """Replace only the bad or missing chunks of REF in a store, or of a restored folder."""
+    if folder is not None:
+        if ref or source or dry_run:
+            raise ConfigError("--local repairs a folder from the store", hint="leave out REF, --from and --dry-run")
+        _repair_folder(inputs, folder)
+        return
+    from builder.weights.repair import repair
+
+    snapshot = inputs.snapshot(source, revision, include, exclude)
+    report = repair(
+        inputs.store(),
+        inputs.ref(ref),
+        snapshot,
+        engine=inputs.engine(),
+        progress=inputs.session.progress,
+        dry_run=dry_run,
+    )
+    verb = "would put" if dry_run else "put"
+    lines = [f"{report.name}  {report.digest}", *(f"  {fault}" for fault in report.bad)]
+    lines.append(
+        f"{verb} {report.repaired_chunks} of {report.chunks} chunks again "
+        f"({units.format_size(report.repaired_bytes)}), in {units.format_seconds(report.seconds)}"
+    )
+    inputs.session.show(report.to_json(), "\n".join(lines))
+
+
+def _repair_folder(inputs: Inputs, folder: Path) -> None:
+    from builder.transfer.check import repair_folder
+
+    report = repair_folder(folder, inputs.store().source(), workers=inputs.concurrency, progress=inputs.session.progress)
+    inputs.session.show(
+        report.to_json(),
+        f"{report.folder}  {report.digest}\n{_lines(report.faults)}"
+        f"fetched {report.fetched_chunks} chunks ({units.format_size(report.fetched_bytes)})",
+    )
+
+
+def _lines(faults: tuple[Fault, ...]) -> str:
+    return "".join(f"  {fault}\n" for fault in faults)
+
+
+@command.command("ls")
+@store_options
+def ls_command(inputs: Inputs) -> None:
+    """List the models in a store."""
+    from builder.weights.listing import ls
+
+    entries = list(ls(inputs.store()))
+    rows = [["REF", "DIGEST", "SIZE", "FILES", "CHUNKS", "SOURCE"]]
+    for e in entries:
+        if e.error:
+            rows.append([e.ref, "unreadable", "-", "-", "-", e.error])
+        else:
+            origin = e.source + (f"@{e.revision[:12]}" if e.revision else "")
+            rows.append([e.ref, e.digest[:19], units.format_size(e.bytes), str(e.files), str(e.chunks), origin])
+    human = table(rows, right=(2, 3, 4)) if entries else "no models here"
+    inputs.session.show({"models": [e.to_json() for e in entries]}, human)
+
+
+def default_name(source: str) -> str:
+    """A model's name from its source: the last part of it, without a weight file's suffix.
+
+    >>> default_name("hf://org/Llama-3 8B"), default_name("SmolLM2.Q4_1.gguf"), default_name("m-00001-of-00003.gguf")
+    ('Llama-3-8B', 'SmolLM2.Q4_1', 'm')
+    """
+    stem = re.sub(r"\.(gguf|safetensors|bin|pt|pth|onnx)\Z", "", source.rstrip("/").rpartition("/")[2])
+    stem = re.sub(r"-\d{5}-of-\d{5}\Z", "", stem)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:128]
+    if not NAME.match(name):
+        raise ConfigError(f"{source}: no model name can be made of it", hint="give one with --name")
+    return name

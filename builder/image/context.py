@@ -102,7 +102,7 @@ def _locked(lock: Path, wanted: str) -> dict[str, str]:
     """The lock's entries, the runtime's apart. Each exact pin in `wanted` must be what the lock holds."""
     entries = _entries(lock.read_text())
     for pin in wanted.splitlines():
-        name, _, version = pin.partition("==")
+        name, version = re.split("={2,3}", pin)
         found = entries.get(_normal(name), "")
         if f"=={version} " not in found:
             at = found.split(" ")[0] or "nothing"

@@ -246,7 +246,7 @@ class Log:
             self.names[number] = f"{step[1]} {step[2]}: {step[3]}"
             self.tasks[number] = self.progress.add(f"image: {step[1]} {step[2]}")
         elif text.startswith(("DONE", "CACHED")):
-            self._end(number, "cached" if text.startswith("CACHED") else text[4:].strip())
+            self._end(number, "cached" if text.startswith("CACHED") else "")
         elif text.startswith(("ERROR", "CANCELED")):
             if text.startswith("ERROR"):
                 self.failed = self.failed or number

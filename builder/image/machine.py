@@ -37,9 +37,7 @@ def gather(loaded: Loaded, private: Path) -> Given:
     ca = loaded.path_of(image.ca_bundle) if image.ca_bundle else Path(pip["cert"]) if pip.get("cert") else None
     if ca is not None:
         if not _is_pem(ca):
-            raise ConfigError(
-                f"image.ca_bundle: {ca} holds no PEM certificate", hint="name a file with CERTIFICATE blocks"
-            )
+            raise ConfigError(f"image.ca_bundle: {ca} holds no PEM certificate", hint="name a file with CERTIFICATE blocks")
         secrets["ca"] = ca
     lines = [f"{key} = {_remote_only(pip[key])}" for key in PIP_KEYS if pip.get(key) and _remote_only(pip[key])]
     if lines:

@@ -68,9 +68,19 @@ def _transformers(image: Image) -> Recipe:
         )
     return Recipe(
         # A version with +cpu exists on torch's own index only: the machine's pip settings or the wheelhouse must name it.
-        requirements=(f"torch=={torch}" if cuda else f"torch=={torch}+cpu", f"transformers[serving]=={image.engine.version}"),
+        # ===: a +cpu wheel in a wheelhouse would satisfy == and make a CUDA image without CUDA.
+        requirements=(f"torch==={torch}" if cuda else f"torch=={torch}+cpu", f"transformers[serving]=={image.engine.version}"),
         imports=("torch", "transformers", "transformers.cli.transformers", "transformers.cli.serving.server"),
         # Headers, CMake files and protoc are for building against torch. torch_shm_manager stays: torch imports need it.
-        drop=("torch/include", "torch/share", "torch/bin/protoc*", "torch/test", "nvidia/*/include", "nvidia/*/*/include"),
+        # testing_utils.py holds a hub token of transformers' own tests; nothing outside them imports it.
+        drop=(
+            "transformers/testing_utils.py",
+            "torch/include",
+            "torch/share",
+            "torch/bin/protoc*",
+            "torch/test",
+            "nvidia/*/include",
+            "nvidia/*/*/include",
+        ),
         min_driver_cuda=f"{cuda}.0" if cuda and "." not in cuda else cuda,
     )

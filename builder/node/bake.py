@@ -23,8 +23,10 @@ from builder.node.inputs import ImageInput, WeightsInput
 from builder.progress import NoProgress, Progress, step
 
 DEFAULT_SIZE = 120 * disk.GIB
-UNPACKED_RATIO = 4  # unpacked bytes per compressed byte, upper estimate: Debian layers reach 2.6, CUDA wheels 2.2
+UNPACKED_RATIO = 2.6  # unpacked bytes per compressed byte, as Debian's base layers have; CUDA libraries have less
 SPARE = 256 << 20  # file system metadata, journal, containerd's database
+
+Fill = Callable[[Path], dict[str, Any]]  # root of the new file system to the build record
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class DataVolume:
 
     size: bytes of the disk. blocks, nonzero_bytes, sha256: see builder.node.blocks. images: as on the disk, with the
     digest of every unpacked layer. weights: manifest digest to bytes. filesystem: "xfs" or "ext4".
+    used: share of the disk that holds anything, 0 to 1.
     cleaned: what killed predecessors had left. seconds: per step.
     """
 
@@ -58,6 +61,7 @@ class DataVolume:
     weights: dict[str, int]
     filesystem: str
     containerd: str
+    used: float
     cleaned: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -72,6 +76,7 @@ class DataVolume:
             "weights": self.weights,
             "filesystem": self.filesystem,
             "containerd": self.containerd,
+            "used": round(self.used, 4),
             "cleaned": list(self.cleaned),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
@@ -120,6 +125,7 @@ def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
     return DataVolume(
         path=plan.out,
         size=plan.size,
+        used=found.nonzero_bytes / plan.size,
         nonzero_bytes=found.nonzero_bytes,
         blocks=len(found.blocks),
         sha256=found.sha256,
@@ -132,9 +138,7 @@ def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
     )
 
 
-def _on_loop(
-    plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch
-) -> dict[str, Any]:
+def _on_loop(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stopwatch) -> dict[str, Any]:
     """XFS on a loop device."""
     part = bottlerocket.partition(plan.size)
     with watch("partition and file system"), ExitStack() as stack:
@@ -150,9 +154,7 @@ def _on_loop(
     return record
 
 
-def _in_tree(
-    plan: BakePlan, place: workplace.Workplace, fill: Callable[[Path], dict[str, Any]], watch: Stopwatch
-) -> dict[str, Any]:
+def _in_tree(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stopwatch) -> dict[str, Any]:
     """ext4 out of a plain folder; the folder is removed with the workplace."""
     tree = plan.out.with_name(plan.out.name + ".tree")
     tree.mkdir(mode=0o700)
@@ -223,14 +225,17 @@ def _opened(stack: ExitStack, one: ImageInput, platform: str) -> tuple[layout.La
 
 
 def _estimate(plan: BakePlan, found: list[layout.OciImage]) -> int:
-    """Bytes that the work may occupy at its height: compressed and unpacked layers, weights, metadata."""
-    weights = sum(p.stat().st_size for one in plan.weights if one.folder for p in one.folder.rglob("*") if p.is_file())
-    need = sum(image.size for image in found) * (1 + UNPACKED_RATIO) + weights + SPARE
-    if need > plan.size:
-        raise ConfigError(
-            f"a disk of {units.format_size(plan.size)} for about {units.format_size(need)}", hint="choose a larger --size"
-        )
-    return need if plan.loop else 2 * need
+    """Bytes that the work may occupy at its height: compressed and unpacked layers, weights, metadata.
+
+    Raises ConfigError if the disk is certainly too small, even for layers that do not grow when unpacked.
+    """
+    compressed = sum(image.size for image in found)
+    rest = SPARE + sum(p.stat().st_size for one in plan.weights if one.folder for p in one.folder.rglob("*") if p.is_file())
+    if 2 * compressed + rest > plan.size:
+        said = f"a disk of {units.format_size(plan.size)} for at least {units.format_size(2 * compressed + rest)}"
+        raise ConfigError(said, hint="choose a larger --size")
+    need = round(compressed * (1 + UNPACKED_RATIO)) + rest
+    return need if plan.loop else 2 * need  # the tree and the disk made from it are there together
 
 
 def _check_plan(plan: BakePlan) -> None:

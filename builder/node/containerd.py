@@ -144,7 +144,8 @@ class Containerd:
         log = self.log.read_text(errors="replace").splitlines()
         tail += [line for line in log if "level=error" in line or "level=fatal" in line][-5:]
         text = "".join(f"\n  {line}" for line in tail)
-        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}")
+        hint = "choose a larger --size" if "no space left" in said else ""
+        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}", hint=hint)
 
     def _argv(self) -> list[str | Path]:
         return [process.need("ctr", "containerd"), "--address", self.socket, "--namespace", NAMESPACE]

@@ -122,8 +122,15 @@ def read(path: Path) -> Table:
 
 
 def _protective_mbr(sectors: int) -> bytes:
-    entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, min(sectors - 1, 0xFFFFFFFF))
+    last = sectors - 1
+    entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, _chs(last), 1, min(last, 0xFFFFFFFF))
     return bytes(446) + entry + bytes(48) + b"\x55\xaa"
+
+
+def _chs(lba: int) -> bytes:
+    """Cylinder, head and sector of the old kind, 255 heads and 63 sectors; all ones beyond 1024 cylinders."""
+    cylinder, head, sector = lba // (255 * 63), lba // 63 % 255, lba % 63 + 1
+    return b"\xff\xff\xff" if cylinder > 1023 else bytes([head, sector | cylinder >> 8 << 6, cylinder & 0xFF])
 
 
 def _header(me: int, other: int, sectors: int, disk_guid: uuid.UUID, array_lba: int, array: bytes) -> bytes:

@@ -80,7 +80,7 @@ def plan(nonzero_bytes: int, disk_bytes: int, *, mode: str, mib_per_s: int = 300
     seconds = nonzero_bytes / MIB / speed
     advice = ""
     if nonzero_bytes > ADVISED_BYTES:
-        advice = f"above {units.format_size(ADVISED_BYTES)}: leave the weights in the store and let nodes stream them"
+        advice = f"above {units.format_size(ADVISED_BYTES)}: large weights start sooner from the store than from a snapshot"
     elif mode == "none":
         advice = "set bake.hydrate.mode to rate: 100 to 300 MiB/s from the first second"
     dollars = gib * INIT_USD_PER_GIB_AT_300 * mib_per_s / 300 if mode == "rate" else 0.0

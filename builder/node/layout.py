@@ -21,12 +21,14 @@ from typing import IO, Any, Protocol
 
 from builder.errors import ConfigError, IntegrityError
 
+NAMED = "name it: --oci REPOSITORY:TAG=PATH"
+EXPORT = "export with `skopeo copy docker://IMAGE oci-archive:image.tar`, or docker save with the containerd image store"
 NAME_KEY = "io.containerd.image.name"
 TAG_KEY = "org.opencontainers.image.ref.name"
 _INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_PLAIN_LAYERS = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
 _MAX_JSON = 16 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_REFERENCE = re.compile(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -233,7 +235,7 @@ def _checked(layout: Layout) -> Layout:
     if layout.size("manifest.json") is not None:
         raise ConfigError(
             f"{layout.path}: a docker-archive, not an OCI layout; the registry's digests are lost in it",
-            hint="export with `skopeo copy docker://IMAGE oci-archive:image.tar`, or docker save with the containerd image store",
+            hint=EXPORT,
         )
     raise ConfigError(f"{layout.path}: no oci-layout and index.json in it; not an OCI layout")
 
@@ -256,7 +258,7 @@ def _entry(layout: Layout, reference: str) -> tuple[dict[str, Any], str]:
     if len(found) != 1:
         what = reference or "no name asked for"
         raise ConfigError(f"{layout.path}: {what}; the layout holds {', '.join(n or '(unnamed)' for n in names) or 'nothing'}",
-                          hint="name one: --oci REPOSITORY:TAG=PATH")  # fmt: skip
+                          hint=NAMED)  # fmt: skip
     return found[0], wanted
 
 
@@ -286,7 +288,7 @@ def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
             f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}", hint="one disk serves one platform"
         )
     faults = [
-        f"  {blob.digest}: {'missing' if (found := layout.size(blob.member)) is None else f'{found} bytes'}, expected {blob.size} bytes"
+        f"  {blob.digest}: {_found(layout.size(blob.member))}, expected {blob.size} bytes"
         for blob in image.blobs()
         if layout.size(blob.member) != blob.size
     ]
@@ -296,11 +298,12 @@ def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
         raise IntegrityError(
             f"{layout.path}: {image.reference} is not whole:\n" + "\n".join(faults), hint="export the image again"
         )
-    if layout.size("manifest.json") is not None and any(layer.media_type in _PLAIN_LAYERS for layer in image.layers):
-        # Engines of 25 and later write a layout from the classic store too, with manifests made up on the spot.
+    if layout.size("repositories") is not None:
+        # Engines of 25 and later write a layout from the classic store too, with manifests made up on the spot; only
+        # that exporter adds the legacy file `repositories` (moby image/tarexport/save.go).
         raise ConfigError(
             f"{layout.path}: written by `docker save` from a classic image store; its digests are not the registry's",
-            hint="switch the engine to the containerd image store, or export with skopeo from the registry",
+            hint=EXPORT,
         )
 
 
@@ -332,6 +335,10 @@ def _load(layout: Layout, member: str, size: int, digest: str = "") -> dict[str,
     if not isinstance(raw, dict):
         raise IntegrityError(f"{layout.path}: {member}: a JSON {type(raw).__name__}, expected an object")
     return raw
+
+
+def _found(size: int | None) -> str:
+    return "missing" if size is None else f"{size} bytes"
 
 
 def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:

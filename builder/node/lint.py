@@ -103,13 +103,13 @@ def _node_class(spec: dict[str, Any], where: str, disk_bytes: int) -> Iterator[_
     mappings = [_at(m, "ebs") for m in spec.get("blockDeviceMappings") or [] if isinstance(m, dict)]
     seeded = [ebs for ebs in mappings if ebs.get("snapshotID")]
     if seeded and spec.get("instanceStorePolicy") == "RAID0":
-        yield (f"{where}: instanceStorePolicy", "raid0", "error", "RAID0 mounts an empty folder over the baked /var/lib/containerd",
+        yield (f"{where}: instanceStorePolicy", "raid0", "error", "RAID0 hides the baked /var/lib/containerd",
                "remove instanceStorePolicy, or use a second node class")  # fmt: skip
     for ebs in mappings:
         yield from _volume(ebs, where, disk_bytes)
     for term in spec.get("amiSelectorTerms") or []:
         if str(_at(term).get("alias", "")).endswith("@latest"):
-            yield (f"{where}: amiSelectorTerms", "ami-latest", "warning", "@latest: a release with another containerd may come any day",
+            yield (f"{where}: amiSelectorTerms", "ami-latest", "warning", "@latest may change containerd any day",
                    "pin it: bottlerocket@v1.62.0")  # fmt: skip
     if isinstance(spec.get("userData"), str) and seeded:
         yield from _user_data(spec["userData"], f"{where}: userData: ")
@@ -129,8 +129,8 @@ def _volume(ebs: dict[str, Any], where: str, disk_bytes: int) -> Iterator[_Hit]:
             at,
             "encrypted",
             "warning",
-            "encrypted is ignored with snapshotID; the snapshot decides",
-            "encrypt the snapshot, remove the key",
+            "with snapshotID, the snapshot decides",
+            "encrypt the snapshot",
         )
     size = _quantity(ebs.get("volumeSize"))
     if snapshot and size is not None and 0 < size < disk_bytes:
@@ -146,7 +146,7 @@ def _user_data(text: str, where: str) -> list[_Hit]:
     found = _at(raw, "settings", "container-runtime").get("snapshotter")
     if found not in (None, "overlayfs"):
         return [(f"{where}settings.container-runtime.snapshotter", "soci", "error",
-                 f"snapshotter {found!r}: the change empties the baked /var/lib/containerd at boot", "remove the setting")]  # fmt: skip
+                 f"{found!r} empties the baked /var/lib/containerd at boot", "remove the setting")]  # fmt: skip
     return []
 
 

@@ -46,9 +46,9 @@ class NodeSpecs:
         return paths
 
 
-def node_specs(volume: DataVolume, bake: Bake, *, name: str, used: float = 0.0, snapshot_id: str = SNAPSHOT,
+def node_specs(volume: DataVolume, bake: Bake, *, name: str, snapshot_id: str = SNAPSHOT,
                cluster: str = CLUSTER) -> NodeSpecs:  # fmt: skip
-    """Everything for `volume`. name: of the EC2NodeClass. used: share of the volume that is full, 0 to 1.
+    """Everything for `volume`. name: of the EC2NodeClass.
 
     snapshot_id, cluster: literal values; left out, the files hold ${SNAPSHOT_ID} and ${CLUSTER_NAME} for envsubst.
     Raises ConfigError for a snapshot id that is none.
@@ -56,7 +56,7 @@ def node_specs(volume: DataVolume, bake: Bake, *, name: str, used: float = 0.0, 
     if snapshot_id != SNAPSHOT and not snapshot_id.startswith("snap-"):
         raise ConfigError(f"{snapshot_id!r} is not a snapshot id", hint="it begins with snap-")
     plan = hydrate.plan(volume.nonzero_bytes, volume.size, mode=bake.hydrate.mode, mib_per_s=bake.hydrate.mib_per_s)
-    settings = user_data(volume.path.name, used)
+    settings = user_data(volume.path.name, volume.used)
     manifest = ec2_node_class(volume, bake, name=name, snapshot_id=snapshot_id, cluster=cluster, settings=settings)
     variables = packer_variables(volume, bake, name=name)
     record = {"volume": volume.to_json(), "hydration": plan.to_json()}
@@ -85,8 +85,8 @@ def ec2_node_class(
 ) -> dict[str, Any]:
     """Karpenter's object. The data disk is /dev/xvdb; no `encrypted`, which the CRD's text excludes with snapshotID."""
     discovery = [{"tags": {"karpenter.sh/discovery": cluster}}]
-    data = {"snapshotID": snapshot_id, "volumeSize": f"{volume.size // GIB}Gi", "volumeType": bake.volume.type}
-    data |= {"iops": bake.volume.iops} if bake.volume.type in _WITH_IOPS else {}
+    data: dict[str, Any] = {"snapshotID": snapshot_id, "volumeSize": f"{volume.size // GIB}Gi", "volumeType": bake.volume.type}
+    data |= {"iops": iops(volume.size, bake)} if bake.volume.type in _WITH_IOPS else {}
     data |= {"throughput": bake.volume.throughput} if bake.volume.type in _WITH_THROUGHPUT else {}
     data |= {"volumeInitializationRate": bake.hydrate.mib_per_s} if bake.hydrate.mode == "rate" else {}
     data |= {"deleteOnTermination": True}
@@ -107,6 +107,14 @@ def ec2_node_class(
     }
 
 
+def iops(size: int, bake: Bake) -> int:
+    """bake.volume.iops, or what a gp3 volume of `size` bytes may have at most: 500 per GiB, and always 3000.
+
+    Source: EC2 user guide, "General Purpose SSD volumes".
+    """
+    return min(bake.volume.iops, max(3000, 500 * (size // GIB))) if bake.volume.type == "gp3" else bake.volume.iops
+
+
 def packer_variables(volume: DataVolume, bake: Bake, *, name: str) -> dict[str, Any]:
     """Values for the variables that packer/aws/data-volume.pkr.hcl declares."""
     image = volume.images[0] if volume.images else {"reference": "", "digest": ""}
@@ -116,7 +124,7 @@ def packer_variables(volume: DataVolume, bake: Bake, *, name: str) -> dict[str, 
         "disk_file": str(volume.path.resolve()),
         "volume_size": volume.size // GIB,
         "volume_type": bake.volume.type,
-        "iops": bake.volume.iops,
+        "iops": iops(volume.size, bake),
         "throughput": bake.volume.throughput,
         "builder_size": 16 + -(-2 * volume.nonzero_bytes // GIB),
         "content_sha256": volume.sha256,

@@ -59,35 +59,33 @@ def workplace(disk: Path, *, tree: Path | None = None, run: Path = RUN) -> Itera
     Raises CapabilityError if another process works on the same disk, or the folder cannot be made.
     """
     folder = run / hashlib.sha256(str(disk.resolve()).encode()).hexdigest()[:16]
+    lock = _wait_lock(folder)
+    if lock is None:
+        raise CapabilityError(f"{disk}: another process works on it", hint="wait for it, or choose another file")
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as exc:
-        raise CapabilityError(f"{folder}: {exc.strerror}", hint="run as root") from exc
-    with _locked(folder) as mine:
-        if not mine:
-            raise CapabilityError(f"{disk}: another process works on it", hint="wait for it, or choose another file")
-        try:
-            _clean(folder)
-            record = {"disk": str(disk.resolve()), "tree": str(tree.resolve()) if tree else None, "pid": os.getpid()}
-            (folder / "record.json").write_text(json.dumps(record))
-            (folder / "mnt").mkdir()
-            yield Workplace(folder, disk)
-        finally:
-            _clean(folder, keep_disk=True)
-            shutil.rmtree(folder, ignore_errors=True)
+        _clean(folder)
+        record = {"disk": str(disk.resolve()), "tree": str(tree.resolve()) if tree else None, "pid": os.getpid()}
+        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "mnt").mkdir()
+        yield Workplace(folder, disk)
+    finally:
+        _clean(folder, keep_disk=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def sweep(run: Path = RUN) -> list[str]:
     """Clean up after processes that were killed. Returns one sentence per thing removed; working neighbours are left alone."""
     removed: list[str] = []
     for folder in sorted(run.glob("*/")):
-        try:
-            with _locked(folder) as mine:
-                if mine:
-                    removed += _clean(folder)
-                    shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # its owner has just finished
+        lock = _lock(folder)
+        if lock is None:  # its owner works, or has just finished
             continue
+        try:
+            removed += _clean(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
     return removed
 
 
@@ -131,22 +129,35 @@ def loops_of(disk: Path) -> list[str]:
     return done.stdout.decode().split()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """True if nobody else holds the folder's lock, which is then held."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(folder: Path) -> int | None:
+    """The folder's lock, held until the descriptor is closed; None if another has it or the folder is gone."""
+    path = folder / "lock"
     try:
-        yield _take(fd, folder / "lock")
-    finally:
-        os.close(fd)
-
-
-def _take(fd: int, path: Path) -> bool:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return path.stat().st_ino == os.fstat(fd).st_ino  # else its last owner removed it while it was being opened
+        if path.stat().st_ino == os.fstat(fd).st_ino:  # else its last owner removed it while it was being opened
+            return fd
     except (BlockingIOError, FileNotFoundError):
-        return False
+        pass
+    os.close(fd)
+    return None
+
+
+def _wait_lock(folder: Path) -> int | None:
+    """As `_lock`, on a folder made if need be. Tries for a second: a sweep holds the lock of what it removes."""
+    for _ in range(20):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise CapabilityError(f"{folder}: {exc.strerror}", hint="run as root") from exc
+        lock = _lock(folder)
+        if lock is not None:
+            return lock
+        time.sleep(0.05)
+    return None
 
 
 def _clean(folder: Path, *, keep_disk: bool = False) -> list[str]:

@@ -18,6 +18,7 @@ from builder.errors import ConfigError
 from builder.format.manifest import NAME, is_digest
 from builder.format.volume import MODELS_ROOT
 
+CONTROL_PORT = "8001"
 ENGINES = ("llama.cpp", "transformers", "command")
 # Read by the CUDA driver and by container runtimes; reported beside the phases, because they change how long a start takes.
 REPORTED = (
@@ -37,6 +38,7 @@ class Settings:
 
     models_root: folders searched in order, `:` between them; a fetch goes to the first that can be written.
     verify_full: read every byte of a model that is already there, instead of comparing sizes.
+    warmup_s: seconds at most for all warm-up shapes together.
     grace_s: seconds between the forwarded signal and SIGKILL.  ready_timeout_s: for the engine to answer its health check.
     reported: the REPORTED variables that are set.
     """
@@ -57,6 +59,7 @@ class Settings:
     queue_limit: int
     warmup_batch: tuple[int, ...]
     warmup_tokens: tuple[int, ...]
+    warmup_s: float
     phases: Path | None
     grace_s: float
     ready_timeout_s: float
@@ -86,11 +89,12 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         engine_args=get("ENGINE_ARGS", "[]", _strings),
         host=get("HOST", "0.0.0.0", str),
         port=get("PORT", "8000", _count(1, 65535)),
-        control_port=get("CONTROL_PORT", "8001", _count(1, 65535)),
+        control_port=get("CONTROL_PORT", CONTROL_PORT, _count(1, 65535)),
         queue=get("QUEUE", "1", _switch),
         queue_limit=get("QUEUE_LIMIT", "256", _count(1, 100_000)),
         warmup_batch=get("WARMUP_BATCH", "1", _counts(1024)),
         warmup_tokens=get("WARMUP_TOKENS", "32", _counts(1 << 20)),
+        warmup_s=get("WARMUP_S", "120", _seconds),
         phases=get("PHASES", "", lambda text: Path(text) if text else None),
         grace_s=get("GRACE_S", "25", _seconds),
         ready_timeout_s=get("READY_TIMEOUT_S", "3600", _seconds),
@@ -101,6 +105,22 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
             f"BUILDER_PORT and BUILDER_CONTROL_PORT are both {settings.port}", hint="set BUILDER_CONTROL_PORT to another port"
         )
     return settings
+
+
+def control_port() -> int:
+    """BUILDER_CONTROL_PORT alone, for the exec probe. Raises ConfigError."""
+    text = os.environ.get("BUILDER_CONTROL_PORT", "").strip() or CONTROL_PORT
+    if not text.isdigit():
+        raise ConfigError(f"BUILDER_CONTROL_PORT={text!r}: expected a port number", hint="correct or unset it")
+    return int(text)
+
+
+def check_ref(text: str) -> str:
+    """`text` itself, if it names a model. Raises ConfigError."""
+    try:
+        return model_ref(text)
+    except ValueError as exc:
+        raise ConfigError(f"model {text!r}: {exc}") from None
 
 
 def model_ref(text: str) -> str:

@@ -48,7 +48,9 @@ def is_complete(folder: Path, manifest: Manifest, digest: str) -> bool:
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder", hint="choose another folder")
     if os.path.ismount(folder):
-        raise ConfigError(f"{folder}: a mount point cannot be replaced", hint=f"restore into a folder below it: {folder}/model")
+        raise CapabilityError(
+            f"{folder}: a mount point cannot be replaced", hint=f"restore into a folder below it: {folder}/model"
+        )
     return False
 
 

@@ -270,7 +270,8 @@ def _check_sums(manifest: Manifest) -> None:
 def _discard_other(partial: Path, digest: str) -> None:
     """Remove what an interrupted restore of another version left under this name."""
     try:
-        head = (partial / JOURNAL).open("rb").read(len(digest) + 1)
+        with (partial / JOURNAL).open("rb") as file:
+            head = file.read(len(digest) + 1)
     except OSError:
         head = b""
     if head != f"{digest}\n".encode():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
 
 _T = TypeVar("_T")
-PERMANENT = frozenset({400, 401, 403, 405, 410, 411, 412, 416, 501})
+PERMANENT = frozenset({400, 401, 403, 404, 405, 410, 411, 412, 416, 501})  # 404: no such bucket; a missing object is no error
 THROTTLED = frozenset({429, 503})
 EXPIRED = frozenset({"ExpiredToken", "RequestTimeout", "TokenRefreshRequired"})  # 400 and 403 that a new try may mend
 

@@ -9,8 +9,10 @@ a socket that trickles keeps every other time limit happy for days.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
+_KIND = re.compile(r"HttpError \{\s*kind: (\w+)")
 _CAUSE = re.compile(r'"(dns error)"|"tcp connect error",.*?message: "([^"]+)"', re.DOTALL)
+_SAID = {
+    "Timeout": "timed out",
+    "Interrupted": "connection lost in the middle of the body",
+    "Request": "connection closed before an answer",
+    "Decode": "answer could not be decoded",
+}
+_UNREACHABLE = "check that the endpoint can be reached from this machine, and its proxy settings"
 _HINTS = {
     "SignatureDoesNotMatch": "check the secret key",
     "InvalidAccessKeyId": "check the access key",
@@ -97,7 +107,8 @@ def open_source(
 def list_keys(source: Source, prefix: str) -> list[str] | None:
     """Keys that start with `prefix` (ends in "/"), sorted, or None where the source cannot list."""
     keys = getattr(source, "keys", None)
-    return sorted(keys(prefix)) if keys else None
+    found = keys(prefix) if keys else None
+    return None if found is None else sorted(found)
 
 
 def public(url: str) -> str:
@@ -224,20 +235,26 @@ class ObjectSource:
             where["status"] = int(status[1])
         if code:
             where["code"] = code[1]
-        what = " ".join(part for part in (status[1] if status else "", code[1] if code else "") if part)
-        hint = hint or (_HINTS.get(code[1], "") if code else "") or _hint(where.get("status"), said)
-        return RemoteError(f"{self.url}/{key}: {what or _first_line(exc)}", hint=hint, where=where)
+        what = " ".join(part for part in (status[1] if status else "", code[1] if code else "") if part) or _first_line(exc)
+        hint = hint or (_HINTS.get(code[1], "") if code else "") or _hint(where.get("status"), what)
+        return RemoteError(f"{self.url}/{key}: {what}", hint=hint, where=where)
 
 
 def read_file(path: Path, *, limit: int) -> bytearray:
-    """The file in one buffer. Raises OSError; IntegrityError if it is larger than limit or shrinks meanwhile."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """The file in one buffer. Raises IntegrityError if it is larger than limit, OSError; IsADirectoryError for any other
+    kind of file, which is not opened for good: a pipe in a store must not hang its reader.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        size = os.fstat(fd).st_size
-        if size > limit:
-            raise IntegrityError(f"{path}: {size} bytes, expected at most {limit}", where={"file": str(path), "size": size})
-        body = bytearray(size)
-        read_into(fd, memoryview(body), 0)
+        entry = os.fstat(fd)
+        if not stat.S_ISREG(entry.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a regular file", str(path))
+        if entry.st_size > limit:
+            raise IntegrityError(
+                f"{path}: {entry.st_size} bytes, expected at most {limit}", where={"file": str(path), "size": entry.st_size}
+            )
+        body = bytearray(entry.st_size)
+        del body[read_into(fd, memoryview(body), 0) :]
         return body
     finally:
         os.close(fd)
@@ -287,14 +304,15 @@ def _client(
 def _first_line(exc: Exception) -> str:
     """What obstore said, in one line: no debug dump, no query string, no timing. The cause is taken from the dump."""
     said, _, dump = str(exc).partition("\n")
-    cause = _CAUSE.search(dump)
-    said = re.sub(r" in [\d.]+[mµn]?s\b", "", re.sub(r"\?\S*", "", said)).removesuffix("HTTP error: error sending request")
-    return f"cannot connect: {cause[1] or cause[2]}" if cause else said
+    kind, cause = _KIND.search(dump), _CAUSE.search(dump)
+    if kind and kind[1] == "Connect":
+        return f"cannot connect: {cause[1] or cause[2]}" if cause else "cannot connect"
+    if kind and kind[1] in _SAID:
+        return _SAID[kind[1]]
+    return re.sub(r" in [\d.]+[mµn]?s\b", "", re.sub(r"\?\S*", "", said))
 
 
 def _hint(status: int | None, said: str) -> str:
     if status in (401, 403):
         return "check the credentials and what they may read"
-    if status is None and "error sending request" in said:
-        return "check that the endpoint can be reached from this machine, and its proxy settings"
-    return ""
+    return _UNREACHABLE if said.startswith("cannot connect") else ""

@@ -1,9 +1,9 @@
 """The program that looks at a running server from within: engine processes, their environment, user, weights, GPU.
 
 SCRIPT runs as `python -c SCRIPT MODELS_ROOT TOP_PID` in the container (TOP_PID 1) or beside a server in place, with
-nothing but the standard library, and prints one JSON object. MODELS_ROOT counts where the server was not given one. It reads /proc/PID/environ, which is what the process was
-started with (proc(5)): an ENV of the image proves nothing, because an entry point may overwrite it. A process that
-changes its own variable after it started is not seen by this.
+nothing but the standard library, and prints one JSON object. MODELS_ROOT counts where the server was not given one.
+It reads /proc/PID/environ, which is what the process was started with (proc(5)): an ENV of the image proves nothing,
+because an entry point may overwrite it. A process that changes its own variable after it started is not seen by this.
 """
 
 from __future__ import annotations

@@ -22,12 +22,15 @@ LANES = ("host", "container")
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The image that ran. digest: of its manifest, "" where the engine does not tell. size: see `size_note`."""
+    """The image that ran. digest: of its manifest; of its configuration with engines that keep no other.
+
+    size: bytes, of what size_note says.
+    """
 
     reference: str
     digest: str
     size: int
-    size_note: str = "bytes of its layers as stored by the engine"
+    size_note: str
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from builder.transfer.checksum import Buffer, crc64nvme_hex, file_crc64, sha256_
 from builder.transfer.faults import Fault, failure
 from builder.weights import priority
 from builder.weights.budget import ByteBudget
+from builder.weights.plain import publish_plain
 from builder.weights.split import ChunkPlan, FilePlan
 
 MAX_SMALL_BYTES = 32 << 20  # of all files inlined in one manifest; every server reads it whole
@@ -41,7 +42,8 @@ class PushReport:
     """What a push did, or with dry_run would do.
 
     digest: the manifest's.  chunks: distinct ones; sent and reused (found in the store) add up to them.  *_bytes: theirs.
-    bytes: of all files.  peak_bytes: the most chunk data in memory at once.  manifest: not part of the JSON form.
+    bytes: of all files.  plain_bytes: sent as plain files.
+    peak_bytes: the most chunk data in memory at once.  manifest: not part of the JSON form.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PushReport:
     sent_bytes: int
     reused_chunks: int
     reused_bytes: int
+    plain_bytes: int
     peak_bytes: int
     seconds: float
     dry_run: bool
@@ -71,10 +74,13 @@ def push(
     engine: Engine,
     *,
     name: str,
+    plain: bool = False,
     progress: Progress | None = None,
     dry_run: bool = False,
 ) -> PushReport:
     """Put the model into the store. When this returns, refs/<name> leads to a complete model there.
+
+    plain: also put the files as they are under plain/<name>/ (see weights.plain).
 
     Memory: chunk data of at most engine.concurrency x plan.chunk_bytes (or one chunk, if that is larger).
     Raises IntegrityError where a chunk is in the store with another size, a file changes while it is read or differs from
@@ -90,6 +96,7 @@ def push(
     manifest = run.manifest(name)
     if not dry_run:
         _publish(manifest, store)
+    plain_bytes = publish_plain(manifest, plan.snapshot, store, progress) if plain and not dry_run else 0
     return PushReport(
         name=name,
         digest=manifest.digest,
@@ -103,6 +110,7 @@ def push(
         sent_bytes=sum(run.sent.values()),
         reused_chunks=len(run.reused),
         reused_bytes=sum(run.reused.values()),
+        plain_bytes=plain_bytes,
         peak_bytes=run.budget.peak,
         seconds=time.monotonic() - start,
         dry_run=dry_run,

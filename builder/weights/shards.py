@@ -31,12 +31,12 @@ def check(tensors: Mapping[str, Iterable[Tensor]], locations: Mapping[str, Path]
 
 
 def _numbered(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
-    sets = {}
+    sets: dict[tuple[str, str, str], tuple[str, list[str]]] = {}
     for path in paths:
         if match := _PART.match(path):
             stem, count, suffix = match["stem"], match["count"], match["suffix"]
             parts = [f"{stem}-{n:05d}-of-{count}{suffix}" for n in range(1, int(count) + 1)]
-            sets[stem, count, suffix] = (path, parts)
+            sets.setdefault((stem, count, suffix), (path, parts))
     return list(sets.values())
 
 

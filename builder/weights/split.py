@@ -88,10 +88,8 @@ def cut(size: int, header: int, tensors: Sequence[Tensor], target: int) -> list[
 
     header: bytes before the first tensor.  tensors: without overlap.  target: bytes.
     """
-    if not tensors:
-        return [*fixed(0, header, target), *fixed(header, size, target)]
     solid = sorted((t for t in tensors if t.size), key=lambda t: t.offset)
-    ends = [t.offset for t in solid[1:]] + [size]
+    ends = [*(t.offset for t in solid[1:]), size][: len(solid)]  # padding belongs to the tensor before it
     pieces = list(fixed(0, header, target))
     run = header  # start of the small tensors that are not in a piece yet
     for tensor, end in zip(solid, ends, strict=True):

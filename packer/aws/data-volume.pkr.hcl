@@ -117,7 +117,8 @@ source "amazon-ebsvolume" "data" {
     most_recent = true
   }
 
-  launch_block_device_mappings {
+  # The instance's own disk, larger than the image's; this builder knows no other block for it.
+  ebs_volumes {
     device_name           = "/dev/xvda"
     volume_size           = var.builder_size
     volume_type           = "gp3"
@@ -161,6 +162,7 @@ build {
   provisioner "file" {
     source      = "${var.disk_file}.tar.zst"
     destination = "/tmp/disk.tar.zst"
+    generated   = true # made by the step before, so not there when the template is validated
   }
 
   provisioner "shell" {

@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": BASE | {"format", "transfer", "config", "render", "runtime", "verify"},
 }
 MAY_IMPORT["pipeline"] = set().union(*MAY_IMPORT.values()) - {"runtime"}
-MAY_IMPORT["cli"] = MAY_IMPORT["pipeline"] | {"pipeline", "doctor", "cli"}
+MAY_IMPORT["demo"] = MAY_IMPORT["pipeline"] | {"pipeline", "doctor"}
+MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "cli"}
 
 # A third-party library, and the only files that may import it.
 PINNED = {

@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-STANDARD = "asyncio contextvars ctypes hashlib http.server json logging mmap multiprocessing signal socket ssl zlib".split()
+STANDARD = (
+    *("asyncio", "contextvars", "ctypes", "hashlib", "http.server", "json", "logging", "mmap"),
+    *("multiprocessing", "signal", "socket", "ssl", "urllib.request", "zlib"),
+)
 USER = 10001
 
 

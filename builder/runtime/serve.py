@@ -1,0 +1,268 @@
+"""The container's main program: weights, engine, warm-up, ready; then wait, and end as the engine ends.
+
+    bring_up    find or fetch the weights -> start the engine -> wait for its health check -> warm up -> open the gate
+    beside it   the control port and the gate answer from the first moment; signals and the engine's end are watched
+
+Exit code: the engine's own, 128 + n if a signal ended it; the cause's own when a step before failed. After a signal the
+engine gets the same one, then `grace_s` seconds, then SIGKILL. Nothing it started outlives this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from builder.errors import BuilderError
+from builder.format.phases import unaccounted
+from builder.runtime import warmup
+from builder.runtime.children import Child, Children
+from builder.runtime.engines import ENGINES, Launch
+from builder.runtime.gate import Gate
+from builder.runtime.http import status_of
+from builder.runtime.record import Recorder, log
+from builder.runtime.settings import Settings
+from builder.runtime.weights import Found, find
+
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+POLL_S = 0.02  # between health checks of a starting engine; a refused connection costs 0.1 ms
+PING_S = 2.0
+FIRST_TOKEN_S = 600.0  # the first request may compile kernels for minutes
+
+T = TypeVar("T")
+
+
+@dataclass
+class State:
+    """What the control port reports. step: the last one entered, which is where a failure happened."""
+
+    began: float
+    step: str = "starting"
+    ready_at: float = 0.0
+    found: Found | None = None
+    engine: Child | None = None
+    engine_host: str = "127.0.0.1"
+    engine_port: int = 0
+    shapes: list[warmup.Shape] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return self.step == "ready"
+
+
+class Serve:
+    """One start, from the settings to the exit code. Everything but `find` and the warm-up runs on the event loop."""
+
+    def __init__(self, settings: Settings, recorder: Recorder, began: float) -> None:
+        self.settings, self.recorder = settings, recorder
+        self.state = State(began)
+        self.engine = ENGINES[settings.engine]
+        self.state.engine_port = _free_port() if settings.queue else settings.port
+        self.gate = Gate(settings.queue_limit, self.state.engine_port) if settings.queue else None
+        if not settings.queue and settings.host not in ("0.0.0.0", "::"):
+            self.state.engine_host = settings.host
+
+    async def run(self) -> int:
+        """Until the engine has ended. Raises BuilderError if a step fails; the engine is gone then too."""
+        from builder.runtime.control import Control
+
+        self.children = Children()
+        self.stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        for number in STOP:
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+        await Control(self).listen()
+        if self.gate:
+            await self.gate.listen(self.settings.host, self.settings.port)
+        up = asyncio.ensure_future(self._bring_up())
+        try:
+            both: list[asyncio.Future[Any]] = [up, self.stopped]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                up.result()
+                await self.stopped
+            return await self._end()
+        finally:
+            up.cancel()
+            if self.gate:
+                self.gate.close(f"failed during step {self.state.step!r}")
+                await self.gate.flushed()
+            if self.state.engine:
+                self.state.engine.kill_group()
+
+    async def _bring_up(self) -> None:
+        gpu = asyncio.ensure_future(self._gpu())
+        found = self.state.found = await self._weights()
+        child = await self._start(found)
+        warm = asyncio.ensure_future(self._warm(found))
+        either: list[asyncio.Future[Any]] = [warm, child.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if warm.done() and warm.exception():  # a dying engine breaks its connections first, and its exit code says more
+            await asyncio.wait({child.ended}, timeout=1.0)
+        if not child.ended.done():
+            warm.result()
+            gpu.cancel()
+            self._ready()
+
+    async def _weights(self) -> Found:
+        self._enter("weights")
+        start = time.time()
+        found = await _in_thread(lambda: find(self.settings))
+        end = time.time()
+        detail = {"bytes": found.manifest.size, "fetched_bytes": found.fetched_bytes, "digest": found.digest}
+        if found.first_layers_s is not None:
+            self.recorder.add("weights_first_layers", start, min(end, start + found.first_layers_s))
+        self.recorder.add("weights_all", start, end, {**detail, "origin": found.origin})
+        did = "fetched and verified" if found.fetched_bytes else "here"
+        log(
+            "weights",
+            f"{found.manifest.name}: {found.manifest.size / 2**20:.1f} MiB {did} in {end - start:.1f} s ({found.origin})",
+        )
+        return found
+
+    async def _start(self, found: Found) -> Child:
+        """The engine, healthy; or ended, which the caller sees. Raises BuilderError if it stays silent too long."""
+        self._enter("engine")
+        settings, port = self.settings, self.state.engine_port
+        host = "127.0.0.1" if self.gate else settings.host
+        command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args))
+        with self.recorder.phase("engine_init") as detail:
+            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd)
+            detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
+            log("engine", f"{settings.engine} started, process {child.pid}")
+            child.ended.add_done_callback(lambda _: self._engine_ended(child))
+            deadline = time.monotonic() + settings.ready_timeout_s
+            while not child.ended.done() and not await self.healthy():
+                if time.monotonic() > deadline:
+                    raise BuilderError(
+                        f"the engine did not answer {self.engine.health} with 200 within {settings.ready_timeout_s:.0f} s",
+                        hint="see its log above; BUILDER_READY_TIMEOUT_S gives it longer",
+                    )
+                await asyncio.wait({child.ended}, timeout=POLL_S)
+            if child.ended.done():
+                await asyncio.Event().wait()  # `_engine_ended` ends the run; this phase never finished
+        return child
+
+    async def _warm(self, found: Found) -> None:
+        self._enter("warm-up")
+        settings, name, host = self.settings, found.manifest.name, self.state.engine_host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{self.state.engine_port}"
+        with self.recorder.phase("first_token") as detail:
+            detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S)))
+        with self.recorder.phase("stable") as detail:
+            batch, tokens, budget_s = settings.warmup_batch, settings.warmup_tokens, settings.warmup_s
+            shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s))
+            detail["shapes"] = [shape.to_json() for shape in shapes]
+        self.state.shapes = shapes
+        for shape in shapes:
+            if shape.error:
+                log("warm-up", f"{shape.batch} x {shape.tokens} tokens: {shape.error}")
+            elif not shape.settled:
+                log("warm-up", f"{shape.batch} x {shape.tokens} tokens: still falling after {shape.rounds} rounds")
+
+    def _ready(self) -> None:
+        self._enter("ready")
+        self.state.ready_at = now = time.time()
+        if self.gate:
+            self.gate.open()
+        gap = unaccounted(self.recorder.phases, self.state.began, now)
+        log("ready", f"{now - self.state.began:.1f} s after the process began, {gap:.1f} s of them in no phase")
+
+    async def _gpu(self) -> None:
+        """Time the driver in a process of its own, beside the weights. The engine's own context comes on top."""
+        from builder.runtime import gpu
+
+        if not gpu.visible():
+            return
+        start = time.time()
+        detail = await gpu.initialise(self.children)
+        self.recorder.add("cuda_init", start, time.time(), {**detail, "process": "probe"})
+
+    async def healthy(self) -> bool:
+        """True if the engine's health path answers 200 within 2 s. It runs no inference."""
+        try:
+            return await status_of(self.state.engine_host, self.state.engine_port, self.engine.health, timeout_s=PING_S) == 200
+        except (OSError, ValueError):
+            return False
+
+    def _enter(self, step: str) -> None:
+        self.state.step = step
+
+    def _stop(self, number: int) -> None:
+        """First signal: remember it, refuse new work, pass it on. Every further one is passed on too."""
+        if not self.stopped.done():
+            log("stop", f"{signal.Signals(number).name} during step {self.state.step!r}")
+            self._enter("stopping")
+            self.stopped.set_result(128 + number)
+            if self.gate:
+                self.gate.close("stopping")
+        if self.state.engine:
+            self.state.engine.send(number)
+
+    def _engine_ended(self, child: Child) -> None:
+        code = child.ended.result()
+        if not self.stopped.done():
+            log("engine", f"ended by itself with exit code {code} during step {self.state.step!r}")
+            self._enter("failed")
+            self.stopped.set_result(code)
+
+    async def _end(self) -> int:
+        """The engine's exit code, once it has ended; the signal's own if there was no engine yet."""
+        if self.gate:
+            self.gate.close("the engine has ended" if self.state.step == "failed" else "stopping")
+        engine = self.state.engine
+        if engine is None:
+            return self.stopped.result()
+        if not engine.ended.done():
+            await asyncio.wait({engine.ended}, timeout=self.settings.grace_s)
+        if not engine.ended.done():
+            log("stop", f"the engine still runs after {self.settings.grace_s:g} s; killing it")
+            engine.kill_group()
+        return await engine.ended
+
+
+def serve(settings: Settings, recorder: Recorder, began: float) -> int:
+    """Run the server to its end; the exit code. Raises BuilderError if a step fails."""
+
+    async def main() -> int:
+        return await Serve(settings, recorder, began).run()
+
+    return asyncio.run(main())
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """`work()` in a daemon thread: it may be abandoned, where an executor's thread would hold up the exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as exc:  # noqa: BLE001 - handed to the waiting coroutine, which raises it
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
+
+
+def _free_port() -> int:
+    """A port that is free on the loopback interface now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
