@@ -112,3 +112,24 @@ def loop_root() -> None:
     """Root, and loop devices."""
     if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         missing("root", "needs root and loop devices")
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """images/demo-llama-cpp, built in the local engine. oci: the same as an OCI layout."""
+
+    reference: str
+    digest: str
+    oci: Path
+
+
+@pytest.fixture(scope="session")
+def demo_image(docker_engine: str, tmp_path_factory: pytest.TempPathFactory) -> DemoImage:
+    """Built once per run; layers that an earlier run built are taken from BuildKit's cache."""
+    from builder import pipeline, resources
+    from builder.config.load import load
+
+    oci = tmp_path_factory.mktemp("demo-image") / "oci"
+    loaded = load(resources.folder("images") / "demo-llama-cpp" / "builder.yaml")
+    built = pipeline.build_image(loaded, manifest="", oci=oci)
+    return DemoImage(built.reference, built.digest, oci)

@@ -14,7 +14,7 @@ from typing import Any
 
 from builder.node.layout import host_platform
 
-PROGRAMS = ("sh", "id", "cat", "true")
+PROGRAMS = ("sh", "id", "cat", "true", "sleep")
 
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,7 @@ def command(
     from builder.verify import files, run
     from builder.verify.container import Options
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a cancelled job leaves no container behind
     loaded = session.load(file)
     verify = loaded.spec.verify.model_copy(update={"runs": runs} if runs else {})
     launch = _launch(loaded, ref, models_root)

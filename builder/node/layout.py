@@ -1,7 +1,7 @@
 """OCI image layouts: a folder or a .tar, read without unpacking, with the registry's own digests.
 
 Only layouts are taken: an archive of an older `docker save` (docker-archive) has no manifest, and importing it makes a
-new one, so a pod that names the registry's digest would not find the image (measured: `../docs/bake.md`).
+new one, so a pod that names the registry's digest would not find the image (docs/bake.md).
 Format: github.com/opencontainers/image-spec, image-layout.md and image-index.md.
 """
 

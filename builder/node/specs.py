@@ -108,11 +108,11 @@ def ec2_node_class(
 
 
 def iops(size: int, bake: Bake) -> int:
-    """bake.volume.iops, or what a gp3 volume of `size` bytes may have at most: 500 per GiB, and always 3000.
+    """bake.volume.iops, within what a gp3 volume of `size` bytes may have: 3000 at least, 500 per GiB at most.
 
     Source: EC2 user guide, "General Purpose SSD volumes".
     """
-    return min(bake.volume.iops, max(3000, 500 * (size // GIB))) if bake.volume.type == "gp3" else bake.volume.iops
+    return max(3000, min(bake.volume.iops, 500 * (size // GIB))) if bake.volume.type == "gp3" else bake.volume.iops
 
 
 def packer_variables(volume: DataVolume, bake: Bake, *, name: str) -> dict[str, Any]:

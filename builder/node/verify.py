@@ -44,7 +44,10 @@ class VerifyPlan:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRun:
-    """One container started from the disk. seconds: from the order until its exit. output: the end of what it said."""
+    """One container started from the disk.
+
+    arguments: the whole command. seconds: from the order until its exit. output: the end of what it said.
+    """
 
     reference: str
     arguments: tuple[str, ...]
@@ -304,13 +307,14 @@ def _start(daemon: containerd.Containerd, image: dict[str, Any], plan: VerifyPla
     models = place.mount / bottlerocket.MODELS
     mount = f"type=bind,src={models},dst=/{bottlerocket.MODELS},options=rbind:ro"
     begun = time.monotonic()
+    argv = (*image["entrypoint"], *arguments)  # ctr run replaces the entry point where it is given arguments
     try:
-        said = daemon.ctr("run", "--rm", "--mount", mount, reference, place.container, *arguments, timeout_s=plan.run_s)
+        said = daemon.ctr("run", "--rm", "--mount", mount, reference, place.container, *argv, timeout_s=plan.run_s)
     except BuilderError as exc:
         notes.add(name, "", [exc.message])
         daemon.end(place.container)
         return []
-    run = ContainerRun(reference, arguments, image["user"] or "root", time.monotonic() - begun, said[-2000:])
+    run = ContainerRun(reference, argv, image["user"] or "root", time.monotonic() - begun, said[-2000:])
     root = [] if _plain_user(image["user"]) or not _ours(image) else [f"runs as {run.user}, expected another user than root"]
     notes.add(name, f"exit 0 as {run.user}, no pull", root)
     return [run]

@@ -77,10 +77,7 @@ def find(settings: Settings) -> Found:
     and no store can replace it; CapabilityError if no root can be written; RemoteError if the store is needed and silent.
     """
     started = time.monotonic()
-    source = _source(settings)
-    digest = settings.model
-    if source and not is_digest(digest):
-        digest = _resolve(source, settings)
+    source, digest = _ask(settings)
     local = _local(settings, digest)
     if local is None:
         if source is None:
@@ -111,27 +108,31 @@ def models(root: Path) -> Iterator[Local]:
             yield Local(folder, digest, parse(body, at=str(path), digest=digest))
 
 
-def _source(settings: Settings) -> Source | None:
+def _ask(settings: Settings) -> tuple[Source | None, str]:
+    """The store, if it answers, and the digest that it gives the model.
+
+    When it does not, the only local model of that name will do, and the store is left alone; without one, it is asked
+    again with all the patience that transfer has. No store: None, and the name as it was given.
+    """
     if not settings.store:
-        return None
-    from builder.transfer.retry import retrying
+        return None, settings.model
+    from builder.transfer.manifests import resolve
+    from builder.transfer.retry import Policy, retrying
     from builder.transfer.source import open_source
 
-    return retrying(open_source(settings.store, endpoint_url=settings.endpoint_url or None, region=settings.region or None))
-
-
-def _resolve(source: Source, settings: Settings) -> str:
-    """The digest the store gives; where the store is silent, that of the only local model which answers the name."""
-    from builder.transfer.manifests import resolve
+    def store() -> Source:
+        return open_source(settings.store, endpoint_url=settings.endpoint_url or None, region=settings.region or None)
 
     try:
-        return resolve(source, settings.model)
+        source = store()
+        return source, resolve(retrying(source, Policy(tries=2)), settings.model)
     except RemoteError as exc:
         local = _only(settings, settings.model)
         if local is None:
-            raise
+            source = store()
+            return source, resolve(source, settings.model)
         log("weights", f"{exc.message}; using {local.digest}, the only local version of {local.manifest.name}")
-        return local.digest
+        return None, local.digest
 
 
 def _local(settings: Settings, ref: str) -> Local | None:

@@ -218,13 +218,13 @@ def _mend(
     folder: Path, manifest: Manifest, bad: list[Place], source: RetryingSource, workers: int, progress: Progress
 ) -> tuple[int, int]:
     """Marker off, chunks in, everything synced, marker on. Returns (bytes, chunks) fetched."""
+    need_space(folder, sum(f.size for f in manifest.files if not _is_file(folder / f.path)))
     (folder / MARKER).unlink(missing_ok=True)
     sync(folder / RESERVED)
     write_synced(folder / MANIFEST, manifest.to_bytes())
     wanted: dict[str, list[Place]] = {}
     for file, chunk in bad:
         wanted.setdefault(chunk.sha256, []).append((file, chunk))
-    need_space(folder, sum(f.size for f in manifest.files if not _is_file(folder / f.path)))
     for file in manifest.files:
         _make_file(folder, file)
     fetched = _refetch(folder, manifest, wanted, source, workers, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,15 @@ def reserve(path: Path, size: int) -> None:
         if os.fstat(fd).st_size > size:
             os.ftruncate(fd, size)
         if size:
-            os.posix_fallocate(fd, 0, size)
+            _allocate(fd, size)
     finally:
         os.close(fd)
+
+
+def _allocate(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size)  # musl on a file system without fallocate; glibc writes a byte into each block instead

@@ -28,7 +28,7 @@ from builder.transfer.fetch import fetch, read_chunk, reserve, write_chunk
 from builder.transfer.journal import Journal
 from builder.transfer.order import first_layers
 from builder.transfer.progress import Progress, Silent
-from builder.transfer.retry import RetryingSource, is_transient, retrying
+from builder.transfer.retry import interruptible, is_transient
 from builder.transfer.source import FolderSource, Source
 from builder.transfer.workers import each
 
@@ -113,7 +113,7 @@ class _Restore:
         self.manifest, self.digest, self.folder, self.progress = manifest, digest, folder, progress
         self.partial = partial_dir(folder)
         self.stop = threading.Event()
-        self.source: RetryingSource = retrying(source, sleep=self._pause)
+        self.source = interruptible(source, self._pause)
         self.on_chunk, self.sha256, self.clock = on_chunk, sha256, clock
         self.places: dict[str, list[tuple[File, Chunk]]] = {}
         for file, chunk in manifest.chunks():
@@ -175,8 +175,10 @@ class _Restore:
         try:
             each(self.manifest.order, one, workers=concurrency, stop=self.stop)
             if self.faults:
-                what = f"{len(self.faults)} of {len(self.places)} chunks failed, from {self.source.url}:"
-                raise failure(what, self.faults)
+                rest = " (the rest was not tried)" if self.stop.is_set() else ""
+                raise failure(
+                    f"{len(self.faults)} of {len(self.places)} chunks failed{rest}, from {self.source.url}:", self.faults
+                )
         finally:
             self.progress.done(task)
 

@@ -124,3 +124,11 @@ def retrying(
     if isinstance(source, RetryingSource):
         return source
     return RetryingSource(source, policy or Policy(), clock, sleep, rng)
+
+
+def interruptible(source: Source, wait: Callable[[float], None]) -> RetryingSource:
+    """`source`, tried again, pausing in `wait` instead of time.sleep; a sleep that its maker passed in is kept."""
+    source = retrying(source)
+    if source._sleep is not time.sleep:
+        return source
+    return RetryingSource(source.inner, source.policy, source._clock, wait, source._rng)

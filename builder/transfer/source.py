@@ -71,8 +71,8 @@ class Source(Protocol):
 class Limits:
     """How long a read may take. Seconds; floor_bytes_s: the least rate, measured over windows of window_s.
 
-    16 KiB/s per connection is a fortieth of the slowest object store seen in the field (0.6 GB/s over 32 connections is
-    19 MB/s each, a 10 Mbit/s line over 16 connections 78 KB/s each): below it, a fresh connection is the better bet.
+    The floor is a fifth of what each of 16 connections gets of a 10 Mbit/s line (78 KB/s); object stores give each of
+    theirs about 19 MB/s (0.6 GB/s over 32, the slowest field report seen). Below it, a fresh connection is the better bet.
     """
 
     connect_s: float = 10.0

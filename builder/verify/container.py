@@ -26,7 +26,7 @@ from builder.errors import BuilderError, CapabilityError
 from builder.format.volume import MODELS_ROOT
 from builder.verify import host, inside
 from builder.verify.in_place import free_ports
-from builder.verify.launch import Launch, is_loopback, redact, store_environment, with_host
+from builder.verify.launch import LOOPBACK, Launch, is_loopback, redact, store_environment, with_host
 from builder.verify.report import ImageFacts
 from builder.verify.server import LOG_LINES
 
@@ -188,48 +188,78 @@ def wants_gpu(setting: str) -> bool:
 @contextlib.contextmanager
 def _run(engine: DockerClient, reference: str, launch: Launch, options: Options, *, gpu: bool) -> Iterator[Container]:
     launch, network, note = _reachable(engine, launch)
-    with _box(reference, launch, options, network=network, gpu=gpu) as (box, ports, asked):
-        if ports is None:
-            box_host = _address(box.get_container_host_ip())
-            ports = (box._get_exposed_port(launch.serve.port), box._get_exposed_port(launch.serve.control_port))
-        else:
-            box_host = "127.0.0.1"
-        server = Container(box, launch, host=box_host, ports=ports, asked=asked, gpu=gpu)
+    box = _box(reference, launch, options, network=network, gpu=gpu)
+    inner = launch.serve.port, launch.serve.control_port
+    address, published = "127.0.0.1", ""
+    if network.get("network") == "host":
+        ports = free_ports()
+        box.with_envs(BUILDER_HOST=address, BUILDER_PORT=str(ports[0]), BUILDER_CONTROL_PORT=str(ports[1]))
+    else:
+        published, address = _addresses(engine)
+        box.ports.update({str(port): (published, None) for port in inner})  # type: ignore[misc]  # as docker-py takes it
+    asked = time.time()
+    with contextlib.closing(box.get_docker_client().client), box:
+        if network.get("network") != "host":
+            ports = _port(box, inner[0]), _port(box, inner[1])
+        server = Container(box, launch, host=address, ports=ports, asked=asked, gpu=gpu)
         server.notes += [note] if note else []
         yield server
 
 
-@contextlib.contextmanager
-def _box(
-    reference: str, launch: Launch, options: Options, *, network: dict[str, Any], gpu: bool
-) -> Iterator[tuple[DockerContainer, tuple[int, int] | None, float]]:
-    """The started testcontainers box, its ports if it shares the host's network, and when it was asked for."""
+def _box(reference: str, launch: Launch, options: Options, *, network: dict[str, Any], gpu: bool) -> DockerContainer:
+    """The testcontainers box, not started and without ports."""
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.container import DockerContainer
 
     testcontainers_config.ryuk_disabled = True  # see the top of this file
     testcontainers_config.hub_image_name_prefix = ""  # the image is named in full; a user's prefix would rename it
-    environment = store_environment(launch) | dict(options.env)
     box = DockerContainer(reference).with_kwargs(**network, **_limits(options, gpu=gpu, models=bool(launch.models)))
-    ports = None
-    if network.get("network") == "host":
-        ports = free_ports()
-        environment |= {"BUILDER_HOST": "127.0.0.1", "BUILDER_PORT": str(ports[0]), "BUILDER_CONTROL_PORT": str(ports[1])}
-    else:
-        for port in (launch.serve.port, launch.serve.control_port):
-            box.ports[str(port)] = ("127.0.0.1", None)  # type: ignore[assignment]  # docker-py: address and a random port
+    box.with_envs(**(store_environment(launch) | dict(options.env)))
     if launch.store_is_folder:
-        environment["BUILDER_STORE"] = STORE_INSIDE
+        box.with_envs(BUILDER_STORE=STORE_INSIDE)
         box.with_volume_mapping(str(Path(launch.store).resolve()), STORE_INSIDE, "ro")
     if launch.models:
         box.with_volume_mapping(str(Path(launch.models).resolve()), MODELS_ROOT, "ro")
-    box.with_envs(**environment)
-    asked = time.time()
-    try:
-        with box:
-            yield box, ports, asked
-    finally:
-        box.get_docker_client().client.close()
+    return box
+
+
+def _addresses(engine: DockerClient) -> tuple[str, str]:
+    """Where the engine publishes the ports, and where this process reaches them: loopback, if that is the same loopback.
+
+    testcontainers guesses from /.dockerenv, which also exists where a machine was made from an image and runs its own
+    engine. Here the bridge's address decides: if it is not ours either, this process is in a container beside the new one.
+    """
+    remote = urlsplit(engine.api.base_url).hostname
+    if engine.api.base_url.startswith(("http://", "https://")) and remote and remote not in LOOPBACK:
+        return "0.0.0.0", remote
+    gateway = _gateway(engine)
+    in_container = any(Path(p).exists() for p in ("/.dockerenv", "/run/.containerenv"))
+    if in_container and gateway and not _ours(gateway):
+        return gateway, gateway
+    return "127.0.0.1", "127.0.0.1"
+
+
+def _ours(address: str) -> bool:
+    """Whether `address` is one of this network namespace."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _port(box: DockerContainer, inner: int) -> int:
+    """The published port of the container's `inner`."""
+    container = box.get_wrapped_container()
+    container.reload()
+    bindings = container.attrs["NetworkSettings"]["Ports"].get(f"{inner}/tcp") or []
+    if not bindings:
+        state = container.attrs["State"]
+        said = container.logs(tail=LOG_LINES).decode(errors="replace").strip()
+        lines = "".join(f"\n  | {line}" for line in said.splitlines())
+        raise BuilderError(f"the container ended at once, with exit status {state['ExitCode']}{lines or ' and no output'}")
+    return int(bindings[0]["HostPort"])
 
 
 def _limits(options: Options, *, gpu: bool, models: bool) -> dict[str, Any]:
@@ -296,10 +326,6 @@ def _engine_errors(reference: str, launch: Launch) -> Iterator[None]:
             f"{reference}: the Docker engine refused to run it: {redact(str(exc), launch)}",
             hint="docker info; docker events --since 5m",
         ) from exc
-
-
-def _address(name: str) -> str:
-    return "127.0.0.1" if name == "localhost" else name  # where ::1 comes first, a published port would not answer
 
 
 def _epoch(stamp: str) -> float:

@@ -145,7 +145,7 @@ def _tail(server: Server) -> str:
 def _note(server: Server, status: int | None, now: float) -> str:
     """What the server is in, in a few words: the phase after the last one it finished."""
     if status is None:
-        return f"{now - server.asked:.0f} s: starting, no answer yet"
+        return f"{now - server.asked:.0f} s: starting, no answer at {server.host}:{server.control_port} yet"
     done = phases(server)
     if not done:
         return f"{now - server.asked:.0f} s: runtime is up"

@@ -252,7 +252,7 @@ class _Push:
         file = plan.file
         crc = file_crc64(chunks)
         return File(
-            file.path, file.size, self._digests[file.path], crc, plan.mode, plan.header, tuple(chunks), plan.tensors
+            file.path, file.size, self._digests[file.path], crc, plan.mode, plan.header, tuple(chunks), tuple(sorted(plan.tensors, key=lambda t: t.name))
         )  # fmt: skip
 
     def _failure(self, faults: list[tuple[Fault, BuilderError]]) -> BuilderError:

@@ -118,11 +118,12 @@ def test_the_disk_holds_what_its_record_says(baked: DataVolume, weights: Path) -
         assert labelled == b"system_u:object_r:cache_t:s0"
 
 
-def test_layers_that_replace_and_hide_keep_their_marks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_layers_that_replace_and_hide_keep_their_marks(tmp_path: Path, loop: bool) -> None:
     """A whiteout and an opaque folder become what overlayfs reads: a 0/0 device and trusted.overlay.opaque."""
     folder = tmp_path / "layout"
     oci.write_layout(folder, whiteout=True)
-    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(folder),), size=SIZE))
+    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(folder),), size=SIZE, loop=loop))
     report = verify(VerifyPlan(volume.path, run=("/bin/sh", "-c", "test ! -e /bin/true; test ! -e /opt/base/gone; echo ok")))
     assert report.runs[0].output == "ok\n"
 
@@ -149,6 +150,23 @@ def test_an_archive_two_images_and_weights_from_a_store(layout: Path, model: Mod
         ("docker.io/acme/other", "other"),
     ]
     assert list(volume.weights) == [model.manifest.digest]
+
+
+def test_the_entry_point_gets_the_arguments(tmp_path: Path) -> None:
+    oci.write_layout(tmp_path / "layout", entrypoint=("/bin/cat", "/opt/app/data.txt"))
+    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
+    (run,) = verify(VerifyPlan(volume.path, run=("/opt/base/gone",))).runs
+    assert run.output == "second layer\ng"
+    assert run.arguments == ("/bin/cat", "/opt/app/data.txt", "/opt/base/gone")
+    with pytest.raises(ClaimError, match="say what to run with --run"):  # a server would not end
+        verify(VerifyPlan(volume.path))
+
+
+def test_an_image_of_ours_that_runs_as_root_breaks_its_claim(tmp_path: Path) -> None:
+    oci.write_layout(tmp_path / "layout", user="0", entrypoint=("/bin/true", "-m", "builder.runtime"))
+    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
+    with pytest.raises(ClaimError, match="runs as 0, expected another user than root"):
+        verify(VerifyPlan(volume.path))
 
 
 @contextmanager
@@ -255,7 +273,7 @@ def test_verify_finds_a_container_that_fails(baked: DataVolume) -> None:
 
 def test_a_container_that_hangs_is_ended(baked: DataVolume) -> None:
     with pytest.raises(ClaimError, match="no answer within 1 s"):
-        verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", "while :; do :; done"), run_s=1.0))
+        verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", "sleep 99"), run_s=1.0))
 
 
 def test_verify_names_a_wrong_partition_label(baked: DataVolume, tmp_path: Path) -> None:
@@ -329,6 +347,35 @@ def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, num
     assert leftovers(tmp_path) == []
 
 
+def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path: Path) -> None:
+    """A container outlives its shim and containerd; the next run finds and ends it, and forgets it in runc's records."""
+    path = copy_of(baked.path, tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", HANGING, str(path)], cwd=Path(__file__).parents[3])
+    deadline = time.monotonic() + 30
+    while not (runs := [line for line in _arguments() if line.endswith("sleep 98.7")]):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(runs) == 1
+    child.kill()
+    child.wait(30)
+    removed = workplace.sweep()
+    assert f"file {path}.check" in removed
+    assert not [line for line in _arguments() if line.endswith("sleep 98.7")]
+    assert not list(workplace.RUNC_STATE.glob("builder-*"))
+    assert leftovers(tmp_path) == []
+
+
+def _arguments() -> list[str]:
+    return subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from builder.node.verify import VerifyPlan, verify
+verify(VerifyPlan(Path(sys.argv[1]), run=("/bin/sleep", "98.7")))
+"""
 # A bake that stops after the import, with everything attached.
 SLOW = """
 import sys, time

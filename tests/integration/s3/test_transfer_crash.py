@@ -91,7 +91,7 @@ def test_killed_near_the_end_the_folder_is_there_complete_or_not_at_all(tmp_path
     draw = random.Random(3)
     seen = set()
     with ObjectServer(tmp_path / "srv") as server:
-        for n in range(12):
+        for n in range(8):
             folder = tmp_path / f"m{n}"
             server.served.clear()
             process = start(server, folder)

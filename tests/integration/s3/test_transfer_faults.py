@@ -15,7 +15,7 @@ from builder.transfer.source import Limits, Source, open_source
 from tests.servers.objects import FAULTS, TRANSIENT, ObjectServer, Plan, first_times, random_faults
 from tests.unit.transfer.build import random_model
 
-LIMITS = Limits(connect_s=2.0, silence_s=0.3, floor_bytes_s=1000, window_s=0.2)
+LIMITS = Limits(connect_s=2.0, silence_s=0.5, floor_bytes_s=1000, window_s=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_one_read_ends_in_bounded_time_and_names_key_and_store(tmp_path: Path, f
         start = time.monotonic()
         with pytest.raises(RemoteError, match=said) as caught:
             s3_source(server).read(key, limit=2_000)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert caught.value.where["key"] == key
     assert caught.value.message.startswith(f"s3://bucket/store/{key}: ")
     assert "\n" not in caught.value.message

@@ -8,7 +8,7 @@ import pytest
 
 from builder.errors import BuilderError, CapabilityError, IntegrityError, RemoteError
 from builder.transfer.checksum import Buffer
-from builder.transfer.retry import Policy, RetryingSource, retrying
+from builder.transfer.retry import Policy, RetryingSource, interruptible, retrying
 
 
 class Clock:
@@ -135,3 +135,12 @@ def test_wrapping_twice_does_not_multiply_tries() -> None:
     with pytest.raises(RemoteError):
         retrying(source(clock, inner)).read("k", limit=9)
     assert inner.reads == 8
+
+
+def test_a_pause_of_the_callers_own_is_kept_and_the_default_one_replaced() -> None:
+    clock, waited = Clock(), Clock()
+    own = source(clock, Failing(clock, [remote()]))
+    interruptible(own, waited.sleep).read("k", limit=9)
+    assert (len(clock.pauses), len(waited.pauses)) == (1, 0)
+    interruptible(retrying(Failing(clock, [remote()])), waited.sleep).read("k", limit=9)
+    assert len(waited.pauses) == 1

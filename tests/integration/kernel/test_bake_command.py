@@ -1,0 +1,72 @@
+"""`builder bake disk` and `bake verify` end to end, from an OCI layout and from the Docker engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from builder.cli.group import run
+from tests import oci
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
+ARGS = "/bin/sh -c 'id -u; cat /opt/app/data.txt'"
+
+
+def code(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run([str(word) for word in words])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    oci.write_layout(tmp_path / "layout")
+    out = tmp_path / "data.img"
+    assert code("bake", "disk", out, "--oci", f"acme/llm:v7={tmp_path / 'layout'}", "--size", "1GiB", "--run", ARGS,
+                "--snapshot-id", "snap-0a", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
+    data = json.loads(capsys.readouterr().out)
+    assert data["volume"]["images"][0]["reference"] == "docker.io/acme/llm:v7"
+    assert data["verify"]["runs"][0]["output"] == "10001\nsecond layer\n"
+    suffixes = (".auto.pkrvars.json", ".ec2nodeclass.yaml", ".json", ".user-data.toml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.img", *(f"data.img{s}" for s in suffixes), "layout"]
+    node = yaml.safe_load((tmp_path / "data.img.ec2nodeclass.yaml").read_text())
+    volume = node["spec"]["blockDeviceMappings"][1]["ebs"]
+    assert (volume["snapshotID"], volume["volumeSize"]) == ("snap-0a", "1Gi")
+    assert code("bake", "lint", tmp_path / "data.img.ec2nodeclass.yaml", "--disk", out) == 0
+
+    capsys.readouterr()
+    assert code("bake", "verify", out, "--run", "/bin/sh -c 'exit 9'", "--format", "json") == 7
+    assert "exit status 9" in json.loads(capsys.readouterr().out)["error"]["where"]["findings"][0]
+    assert code("bake", "verify", out) == 0  # an image without entry point runs /bin/true
+    assert "/bin/true as 10001:0" in capsys.readouterr().out
+
+
+def test_without_loop_devices_it_says_that_nothing_was_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    oci.write_layout(tmp_path / "layout")
+    assert code("bake", "disk", tmp_path / "d.img", "--oci", tmp_path / "layout", "--size", "1GiB", "--no-loop") == 0
+    assert "not verified; on a machine with loop devices: builder bake verify" in capsys.readouterr().out
+
+
+@pytest.mark.docker
+def test_an_image_of_the_engine_keeps_its_digest(
+    docker_engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `docker load` put there and what `FROM scratch` makes of it: the engine's digest is found on the disk."""
+    name = "registry.example.com/builder-test/bake:v1"
+    oci.write_layout(tmp_path / "layout", name=name)
+    archive = oci.tar_layout(tmp_path / "layout", tmp_path / "image.tar")
+    subprocess.run(["docker", "load", "--input", archive], check=True, capture_output=True)
+    try:
+        inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", name]
+        digest = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.strip()
+        out = tmp_path / "d.img"
+        assert code("bake", "disk", out, "--image", name, "--size", "1GiB", "--run", ARGS, "--format", "json") == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["volume"]["images"][0]["digest"] == digest
+        assert data["verify"]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", name], check=True, capture_output=True)
