@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +44,6 @@ def command(
     from builder.verify import files, run
     from builder.verify.container import Options
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a cancelled job leaves no container behind
     loaded = session.load(file)
     verify = loaded.spec.verify.model_copy(update={"runs": runs} if runs else {})
     launch = _launch(loaded, ref, models_root)
@@ -60,9 +57,8 @@ def command(
         box = Options(gpu=verify.gpu, memory=memory, shm=shm, read_only=read_only)
         report = run.verify_image(image, launch, verify, options=box, progress=session.progress, timeout_s=timeout_s)
     written = files.write(report, out)
-    session.show(report.to_json(), human(report))
-    session.say(f"\n{written.html}")
-    report.raise_for_failures()
+    session.say(f"report: {written.html}")
+    session.conclude(report.to_json(), human(report), report.failure())
 
 
 def _launch(loaded: Loaded, ref: str | None, models_root: Path | None) -> Launch:

@@ -215,13 +215,24 @@ def _contents(tar: tarfile.TarFile) -> _Contents:
     names = set(tar.getnames())
     if "index.json" in names:
         digest = str(_json(tar, "index.json")["manifests"][0]["digest"])
-        manifest = _json(tar, _blob(digest))
+        manifest = _manifest(tar, _json(tar, _blob(digest)), names)
         layers = tuple(_blob(layer["digest"]) for layer in manifest["layers"])
         return _Contents(digest, _json(tar, _blob(manifest["config"]["digest"])), layers)
     if "manifest.json" in names:
         old = _json(tar, "manifest.json")[0]
         return _Contents("", _json(tar, old["Config"]), tuple(old["Layers"]))
     raise IntegrityError(f"{tar.name!r}: neither index.json nor manifest.json; not an image archive")
+
+
+def _manifest(tar: tarfile.TarFile, found: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """`found`, or where it is an index the one image in it that the archive holds; attestations are not images."""
+    if "manifests" not in found:
+        return found
+    for entry in found["manifests"]:
+        if entry.get("platform", {}).get("architecture") != "unknown" and _blob(entry["digest"]) in names:
+            manifest: dict[str, Any] = _json(tar, _blob(entry["digest"]))
+            return manifest
+    raise IntegrityError(f"{tar.name!r}: its index names no image that the archive holds")
 
 
 def _members(tar: tarfile.TarFile, blob: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:

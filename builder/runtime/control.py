@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from builder import __version__
 from builder.errors import CapabilityError
 from builder.format.phases import unaccounted
-from builder.runtime.http import HEAD_BYTES, read_request, response, status_of
+from builder.runtime.http import HEAD_BYTES, interface, read_request, response, status_of
 from builder.runtime.metrics import CONTENT_TYPE, Metric, metric, render
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class Control:
         """Raises CapabilityError if the port is taken or may not be opened."""
         settings = self.serve.settings
         try:
-            self._server = await asyncio.start_server(self._handle, settings.host, settings.control_port, limit=HEAD_BYTES)
+            self._server = await asyncio.start_server(
+                self._handle, interface(settings.host), settings.control_port, limit=HEAD_BYTES
+            )
         except OSError as exc:
             raise CapabilityError(
                 f"control port {settings.control_port} of {settings.host}: {exc.strerror}",

@@ -20,7 +20,7 @@ from collections.abc import Coroutine
 from typing import Any, cast
 
 from builder.errors import CapabilityError
-from builder.runtime.http import response
+from builder.runtime.http import interface, response
 
 RETRY_AFTER_S = 5
 HELD_BYTES = 64 << 10  # of one held request, in memory; the rest waits in the client's socket
@@ -40,14 +40,14 @@ class Gate:
         self.relaying: set[_Client] = set()
         self.held_total = self.rejected_total = self.relayed_total = 0
         self.held_seconds = 0.0
-        self._server: asyncio.AbstractServer | None = None
+        self.server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> None:
         """Raises CapabilityError if the port is taken or may not be opened."""
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: _Client(self), host, port, backlog=1024)
+            self.server = await loop.create_server(lambda: _Client(self), interface(host), port, backlog=1024)
         except OSError as exc:
             raise CapabilityError(f"port {port} of {host}: {exc.strerror}", hint="set BUILDER_PORT to a free port") from exc
 
@@ -61,8 +61,8 @@ class Gate:
     def close(self, reason: str) -> None:
         """Stop listening; answer what is held with 503 and `reason`. Running relays go on."""
         self.state, self.reason = CLOSED, reason
-        if self._server:
-            self._server.close()
+        if self.server:
+            self.server.close()
         for client in list(self.held):
             self._release(client)
             client.refuse(reason)

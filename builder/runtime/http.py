@@ -10,6 +10,11 @@ HEAD_S = 5.0
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
+def interface(host: str) -> str | None:
+    """What asyncio should listen on: None, all of IPv4 and IPv6, for "::", which asyncio itself takes as IPv6 alone."""
+    return None if host == "::" else host
+
+
 def response(
     status: int,
     body: bytes,

@@ -6,8 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,51 @@ def process_started() -> float:
     fields = stat[stat.rindex(b")") + 2 :].split()  # the program's name may hold blanks and brackets
     ticks = int(fields[22 - 3])
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+class Lines:
+    """A transfer's progress (builder.transfer.progress.Progress) as a log line every 10 s; short ones stay silent.
+
+    A task without a total is something waited for: it is said at once, because its end is in other hands.
+    """
+
+    def __init__(self, step: str, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.step, self.every_s, self.clock = step, every_s, clock
+        self._tasks: dict[int, _Task] = {}
+        self._lock = threading.Lock()
+
+    def add(self, title: str, total: int = 0, unit: str = "B") -> int:
+        if not total:
+            log(self.step, title)
+        with self._lock:
+            self._tasks[number := len(self._tasks)] = _Task(title, total, self.clock())
+        return number
+
+    def advance(self, task: int, amount: int) -> None:
+        with self._lock:
+            t, now = self._tasks[task], self.clock()
+            t.done += amount
+            if now - t.said < self.every_s:
+                return
+            t.said = now
+            rate = t.done / (now - t.began)
+        mib = 2**20
+        log(self.step, f"{t.title}: {t.done / mib:.0f} of {t.total / mib:.0f} MiB, {rate / mib:.0f} MiB/s")
+
+    def note(self, task: int, text: str) -> None: ...
+
+    def done(self, task: int, text: str = "") -> None: ...
+
+
+@dataclass
+class _Task:
+    title: str
+    total: int
+    began: float
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.said = self.began
 
 
 class Recorder:

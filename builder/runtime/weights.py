@@ -20,7 +20,7 @@ from typing import Any
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import Manifest, is_digest, parse
 from builder.format.volume import MANIFEST, marker_digest, model_dir
-from builder.runtime.record import log
+from builder.runtime.record import Lines, log
 from builder.runtime.settings import Settings
 from builder.transfer.source import Source
 
@@ -179,7 +179,7 @@ def _ensure(settings: Settings, local: Local, source: Source | None) -> int:
     log("weights", f"{local.folder}: {len(bad)} faults, repairing from {source.url}:{shown}")
     from builder.transfer.check import repair_folder
 
-    return repair_folder(local.folder, source, workers=settings.concurrency).fetched_bytes
+    return repair_folder(local.folder, source, workers=settings.concurrency, progress=Lines("weights")).fetched_bytes
 
 
 def _size_fault(path: Path, size: int) -> str:
@@ -197,7 +197,7 @@ def _fetch(settings: Settings, source: Source, digest: str, started: float) -> F
     manifest = read_manifest(source, digest)
     root = _writable(settings.models_root)
     before = time.monotonic() - started
-    done = restore(manifest, source, model_dir(root, digest), concurrency=settings.concurrency)
+    done = restore(manifest, source, model_dir(root, digest), concurrency=settings.concurrency, progress=Lines("weights"))
     first = None if done.first_layers_s is None else before + done.first_layers_s
     return Found(Path(done.folder), manifest, digest, f"store {source.url}", done.fetched_bytes, done.reused_bytes, first,
                  time.monotonic() - started)  # fmt: skip

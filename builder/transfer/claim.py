@@ -19,22 +19,32 @@ _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 
 
 def is_complete(folder: Path, manifest: Manifest, digest: str) -> bool:
-    """True: the model is here, marker and sizes agree. False: it may be written here (no folder, or an empty one).
+    """Whether the model is here: marker and sizes agree. No content is read; `check` does that.
 
-    digest: of `manifest`. No content is read; `check` does that.
-    Raises ConfigError if something else is here, IntegrityError if the marker is there and a file is missing or short.
+    digest: of `manifest`. Needs no lock: a marker appears only with the whole folder.
+    Raises IntegrityError if the marker is there and a file is missing or has another size.
+    """
+    if marker_digest(folder) != digest:
+        return False
+    wrong = [f for f in manifest.files if not _has_size(folder / f.path, f.size)]
+    if wrong:
+        raise IntegrityError(
+            f"{folder}: marked complete, but {len(wrong)} of {len(manifest.files)} files are missing or have another size: "
+            + ", ".join(f.path for f in wrong[:10]),
+            hint=f"run `builder weights repair --local {folder}`, or remove the folder",
+            where={"file": str(folder / wrong[0].path)},
+        )
+    return True
+
+
+def refuse_other(folder: Path, digest: str) -> None:
+    """Raises unless a model may be put here: nothing is here, or an empty folder.
+
+    Under the lock, for another writer may make the folder appear between two looks.
+    Raises ConfigError if something else is here, IntegrityError for a model without its marker, CapabilityError for a
+    mount point.
     """
     found = marker_digest(folder)
-    if found == digest:
-        wrong = [f for f in manifest.files if not _has_size(folder / f.path, f.size)]
-        if wrong:
-            raise IntegrityError(
-                f"{folder}: marked complete, but {len(wrong)} of {len(manifest.files)} files are missing or have another size: "
-                + ", ".join(f.path for f in wrong[:10]),
-                hint=f"run `builder weights repair --local {folder}`, or remove the folder",
-                where={"file": str(folder / wrong[0].path)},
-            )
-        return True
     if found is not None:
         raise ConfigError(f"{folder}: holds {found}, not {digest}", hint="choose another folder, or remove this one")
     if (folder / MANIFEST).exists():
@@ -43,15 +53,12 @@ def is_complete(folder: Path, manifest: Manifest, digest: str) -> bool:
             hint=f"run `builder weights repair --local {folder}`, or remove the folder",
             where={"file": str(folder / MARKER)},
         )
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: not empty, and not a restored model", hint="choose another folder, or empty this one")
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder", hint="choose another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: not empty, and not a restored model", hint="choose another folder, or empty this one")
     if os.path.ismount(folder):
-        raise CapabilityError(
-            f"{folder}: a mount point cannot be replaced", hint=f"restore into a folder below it: {folder}/model"
-        )
-    return False
+        raise CapabilityError(f"{folder}: a mount point cannot be replaced", hint=f"restore below it: {folder}/model")
 
 
 @contextmanager
@@ -129,13 +136,21 @@ def _lock(path: Path, progress: Progress) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             _flock(fd, path, progress)
-            same = os.path.samestat(os.fstat(fd), path.stat()) if path.exists() else False
+            same = _is_same(fd, path)
         except BaseException:
             os.close(fd)
             raise
         if same:
             return fd
         os.close(fd)
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    """Whether the locked file is still the one that the name stands for: its holder before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _flock(fd: int, path: Path, progress: Progress) -> None:

@@ -22,7 +22,7 @@ from builder.format.manifest import Chunk, File, Manifest
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest, partial_dir
 from builder.transfer import checksum
 from builder.transfer.checksum import Buffer
-from builder.transfer.claim import disk_errors, is_complete, locked, need_space, sync, write_synced
+from builder.transfer.claim import disk_errors, is_complete, locked, need_space, refuse_other, sync, write_synced
 from builder.transfer.faults import Fault, chunk_fault, failure
 from builder.transfer.fetch import fetch, read_chunk, reserve, write_chunk
 from builder.transfer.journal import Journal
@@ -89,6 +89,7 @@ def restore(
         with locked(folder, progress):
             if is_complete(folder, manifest, digest):
                 return RestoreReport(str(folder), digest, 0, manifest.size, 0, clock() - start, 0.0)
+            refuse_other(folder, digest)
             if sha256 is None:
                 sha256 = not isinstance(getattr(source, "inner", source), FolderSource)
             job = _Restore(manifest, digest, source, folder, progress, on_chunk, sha256, clock)

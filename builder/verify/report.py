@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from builder.errors import BudgetError, ClaimError, ConfigError
+from builder.errors import BudgetError, BuilderError, ClaimError, ConfigError
 from builder.format import phases as phase_format
 from builder.format.phases import Phase
 from builder.runtime.drive import nearest_rank
@@ -177,21 +177,27 @@ class VerifyReport:
         return out
 
     def raise_for_failures(self) -> None:
-        """Nothing if all held. Raises ClaimError with every failed check, else BudgetError with every budget missed."""
+        """Nothing if all held; else raises what `failure` returns."""
+        if error := self.failure():
+            raise error
+
+    def failure(self) -> BuilderError | None:
+        """ClaimError with every failed check, else BudgetError with every budget missed, else None."""
         if failed := [c for c in self.checks if not c.ok]:
             lines = "".join(f"\n  {c.id}: expected {c.expected}, found {c.found}" for c in failed)
-            raise ClaimError(
+            return ClaimError(
                 f"{self._subject}: {_count(len(failed), len(self.checks), 'check')} failed:{lines}",
-                hint="the report holds all checks: builder report show report.json",
+                hint="`builder report show` prints the whole report again",
                 where={"checks": [c.id for c in failed]},
             )
         if missed := [b for b in self.budgets if not b.ok]:
             lines = "".join(f"\n  {b.id}: {found}, budget {limit}" for b in missed for found, limit in [b.texts])
-            raise BudgetError(
+            return BudgetError(
                 f"{self._subject}: {_count(len(missed), len(self.budgets), 'budget')} missed:{lines}",
                 hint="the phase table of the report says where the time went",
                 where={"budgets": [b.id for b in missed]},
             )
+        return None
 
     @property
     def _subject(self) -> str:

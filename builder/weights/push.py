@@ -215,6 +215,8 @@ class _Push:
 
     def _check_origin(self, file: ModelFile, digest: str) -> None:
         self._digests[file.path] = digest
+        if file.size == 0:
+            self._small[file.path] = b""
         self._small_bytes += len(self._small.get(file.path, b""))
         if file.sha256 and digest != file.sha256:
             raise IntegrityError(
@@ -249,11 +251,9 @@ class _Push:
             (self.sent if found is None else self.reused)[chunk.sha256] = chunk.size
 
     def _file(self, plan: FilePlan, chunks: list[Chunk]) -> File:
-        file = plan.file
-        crc = file_crc64(chunks)
-        return File(
-            file.path, file.size, self._digests[file.path], crc, plan.mode, plan.header, tuple(chunks), tuple(sorted(plan.tensors, key=lambda t: t.name))
-        )  # fmt: skip
+        file, digest = plan.file, self._digests[plan.file.path]
+        tensors = tuple(sorted(plan.tensors, key=lambda t: t.name))  # as the canonical form has them
+        return File(file.path, file.size, digest, file_crc64(chunks), plan.mode, plan.header, tuple(chunks), tensors)
 
     def _failure(self, faults: list[tuple[Fault, BuilderError]]) -> BuilderError:
         if len(faults) == 1:

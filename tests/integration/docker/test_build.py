@@ -159,9 +159,11 @@ def derived(demo: Demo, folder: Path, name: str, data: bytes) -> str:
 @pytest.mark.parametrize(("name", "data"), [("settings.txt", b"hf_" + b"a1B2" * 9), ("model.gguf", b"GGUF" + bytes(100))])
 def test_scan_finds_what_was_planted(name: str, data: bytes, demo: Demo, tmp_path: Path) -> None:
     tag = derived(demo, tmp_path, name, data)
-    with pytest.raises(ClaimError, match=f"/app/{name}"):
-        CliRunner().invoke(image_command, ["scan", tag], catch_exceptions=False)
-    docker("rmi", "-f", tag)
+    try:
+        with pytest.raises(ClaimError, match=f"/app/{name}"):
+            CliRunner().invoke(image_command, ["scan", tag], catch_exceptions=False)
+    finally:
+        docker("rmi", "-f", tag)
 
 
 def test_a_failed_smoke_test_fails_the_build_and_leaves_no_image(demo: Demo, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def layer(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def image(path: Path, *layers: dict[str, bytes], config: dict[str, Any] | None = None, compress: bool = True) -> Path:
-    """An image archive as BuildKit's OCI exporter writes it."""
+def image(
+    path: Path, *layers: dict[str, bytes], config: dict[str, Any] | None = None, compress: bool = True, attested: bool = False
+) -> Path:
+    """An image archive as BuildKit's OCI exporter writes it. attested: one level deeper, beside a provenance attestation."""
     blobs: dict[str, bytes] = {}
 
     def add(data: bytes) -> dict[str, Any]:
@@ -45,15 +47,19 @@ def image(path: Path, *layers: dict[str, bytes], config: dict[str, Any] | None =
     history = [{"created_by": f"COPY step{i} / # buildkit"} for i, _ in enumerate(layers)]
     described = add(json.dumps({"config": {}, "history": history} | (config or {})).encode())
     manifest = add(json.dumps({"config": described, "layers": entries}).encode())
+    if attested:
+        other = add(b"{}") | {"platform": {"architecture": "unknown", "os": "unknown"}}
+        absent = {"digest": "sha256:" + "0" * 64, "platform": {"architecture": "arm64", "os": "linux"}}
+        manifest = add(json.dumps({"manifests": [other, absent, manifest]}).encode())
     blobs["index.json"] = json.dumps({"manifests": [manifest]}).encode()
     path.write_bytes(layer(blobs))
     return path
 
 
 @pytest.mark.parametrize("secret", [HF, AWS, GITHUB, KEY])
-@pytest.mark.parametrize("compress", [True, False])
-def test_a_planted_secret_is_found_and_not_repeated(secret: bytes, compress: bool, tmp_path: Path) -> None:
-    archive = image(tmp_path / "i.tar", {"etc/a": b"fine"}, {"app/x.txt": b"token=" + secret + b"\n"}, compress=compress)
+@pytest.mark.parametrize("form", [{}, {"compress": False}, {"attested": True}])
+def test_a_planted_secret_is_found_and_not_repeated(secret: bytes, form: dict[str, bool], tmp_path: Path) -> None:
+    archive = image(tmp_path / "i.tar", {"etc/a": b"fine"}, {"app/x.txt": b"token=" + secret + b"\n"}, **form)
     findings = inspect.scan(archive)
     assert [one.place.rpartition(":")[2] for one in findings] == ["/app/x.txt"]
     with pytest.raises(ClaimError) as caught:

@@ -11,18 +11,34 @@ from builder.runtime.gate import HELD_BYTES, Gate
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
+opened: list[asyncio.AbstractServer] = []
+
+
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    """The scenario on an event loop of its own; the servers it opened are closed with it."""
+
+    async def whole() -> None:
+        try:
+            await asyncio.wait_for(scenario(), 20)
+        finally:
+            while opened:
+                opened.pop().close()
+            await asyncio.sleep(0.01)  # transports close on the next turn of the loop
+
+    asyncio.run(whole())
 
 
 async def upstream(handler: Callable[[Reader, Writer], Awaitable[None]]) -> int:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    opened.append(server)
     return int(server.sockets[0].getsockname()[1])
 
 
 async def public(gate: Gate) -> int:
     await gate.listen("127.0.0.1", 0)
-    return int(gate._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
+    assert isinstance(gate.server, asyncio.Server)
+    opened.append(gate.server)
+    return int(gate.server.sockets[0].getsockname()[1])
 
 
 async def echo(reader: Reader, writer: Writer) -> None:

@@ -14,7 +14,7 @@ from builder.format.phases import parse_lines
 from builder.runtime import llamacpp
 from builder.runtime.engines import ENGINES, Launch, gguf_file
 from builder.runtime.metrics import metric, render
-from builder.runtime.record import Recorder, process_started
+from builder.runtime.record import Lines, Recorder, process_started
 
 
 def manifest(*paths: str) -> Manifest:
@@ -68,6 +68,20 @@ def test_an_unwritable_phase_file_does_not_stop_the_server(tmp_path: Path, capsy
     shown = capsys.readouterr()
     assert len(parse_lines(shown.out.splitlines())) == 2
     assert shown.err.count("No such file or directory") == 1
+
+
+def test_a_long_transfer_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = iter([0.0, 4.0, 12.0, 15.0])
+    lines = Lines("weights", clock=lambda: next(ticks))
+    task = lines.add("restore m", 100 << 20)
+    for _ in range(3):
+        lines.advance(task, 12 << 20)
+    assert capsys.readouterr().err == "builder: weights: restore m: 24 of 100 MiB, 2 MiB/s\n"
+
+
+def test_waiting_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines("weights").add("wait for another writer (/m.lock)")
+    assert "wait for another writer" in capsys.readouterr().err
 
 
 def test_the_process_began_before_now() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -61,11 +62,12 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
 AS_NOBODY = """
 import json, os, sys
-if os.geteuid() == 0:
-    os.setgid(65534); os.setuid(65534)
 from pathlib import Path
 from builder.errors import BuilderError
 from builder.stores.directory import DirectoryStore
+import builder.transfer.source
+if os.geteuid() == 0:  # after the imports: another user may not be allowed to read this checkout
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
 store, out = DirectoryStore(Path(sys.argv[1])), {}
 acts = {"get": lambda: store.get("secret", 9), "put": lambda: store.put("new", b"x", sha256="0" * 64, crc64nvme="0" * 16)}
 for name, act in acts.items():
@@ -77,22 +79,23 @@ print(json.dumps(out))
 """
 
 
-def test_no_permission_is_an_error_of_the_machine(tmp_path: Path) -> None:
-    root = tmp_path / "s"
-    DirectoryStore(root).put("secret", b"x", **D)
-    (root / "secret").chmod(0)
-    (root / INCOMING).chmod(0o555)
-    root.chmod(0o555)
-    for parent in [tmp_path, *tmp_path.parents[:3]]:
-        if parent.owner() == Path.home().owner() and parent.name:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(root)], env=env, capture_output=True, check=True)
-    found = json.loads(done.stdout)
-    for act in ("get", "put"):
-        code, message, hint = found[act]
-        assert code == CapabilityError.exit_code
-        assert str(root) in message
-        assert "Permission denied" in message
-        assert "permissions" in hint
-    assert not (root / "new").exists()
+def test_no_permission_is_an_error_of_the_machine() -> None:
+    with tempfile.TemporaryDirectory() as parent:  # pytest's own folders are closed to other users
+        Path(parent).chmod(0o755)
+        root = Path(parent) / "s"
+        DirectoryStore(root).put("secret", b"x", **D)
+        (root / "secret").chmod(0)
+        (root / INCOMING).chmod(0o555)
+        root.chmod(0o555)
+        env = {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "PATH": os.environ["PATH"]}
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(root)], env=env, capture_output=True, check=True)
+        found = json.loads(done.stdout)
+        for act in ("get", "put"):
+            code, message, hint = found[act]
+            assert code == CapabilityError.exit_code
+            assert str(root) in message
+            assert "Permission denied" in message
+            assert "permissions" in hint
+        assert not (root / "new").exists()
+        root.chmod(0o755)
+        (root / INCOMING).chmod(0o755)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builder.errors import CapabilityError, ConfigError, IntegrityError, RemoteError
+from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import Chunk, File
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, lock_file, marker_digest, partial_dir
 from builder.transfer.restore import RestoreReport, restore
@@ -399,16 +399,27 @@ def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
 # Together
 
 
-def test_two_restores_of_one_folder_download_it_once(tmp_path: Path) -> None:
-    built = random_model()
-    sources = [DictSource(built.objects) for _ in range(4)]
-    reports: list[RestoreReport] = []
-    threads = [threading.Thread(target=lambda s=s: reports.append(restore(built.manifest, s, tmp_path / "m"))) for s in sources]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(len(source.reads) for source in sources) == 100
-    assert sorted(report.fetched_chunks for report in reports) == [0, 0, 0, 100]
-    assert built.same(tmp_path / "m")
-    assert not lock_file(tmp_path / "m").exists()
+def test_many_restores_of_one_folder_download_it_once(tmp_path: Path) -> None:
+    """A small model many times over, so that some look while another renames, unlocks or removes the lock file."""
+    built = random_model(files=1, size=4_000)
+    for n in range(15):
+        folder, failed = tmp_path / f"m{n}", []
+        sources = [DictSource(built.objects) for _ in range(6)]
+        reports: list[RestoreReport] = []
+
+        def run(source: DictSource, folder: Path = folder, failed: list[BuilderError] = failed) -> None:
+            try:
+                reports.append(restore(built.manifest, source, folder, concurrency=2))  # noqa: B023
+            except BuilderError as exc:
+                failed.append(exc)
+
+        threads = [threading.Thread(target=run, args=(source,)) for source in sources]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert sum(len(source.reads) for source in sources) == 4
+        assert sorted(report.fetched_chunks for report in reports) == [0, 0, 0, 0, 0, 4]
+        assert built.same(folder)
+        assert not lock_file(folder).exists()
