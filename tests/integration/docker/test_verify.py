@@ -58,6 +58,7 @@ def settings(**changes: Any) -> Verify:
 @pytest.fixture(scope="module")
 def folder_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
+    folder.chmod(0o755)  # read by the user of the image
     publish(str(folder))
     return folder
 
