@@ -66,7 +66,7 @@ def listing(ref: ModelRef, *, token: str = "", endpoint: str | None = None) -> l
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repo, at = parse(ref.source)
-    transport = HfHubHTTPError.__mro__[1]
+    transport = cast(type[Exception], HfHubHTTPError.__mro__[1])  # see snapshot
     try:
         info = HfApi(endpoint=endpoint, token=token or None).model_info(repo, revision=ref.revision or at, files_metadata=True)
     except HFValidationError as exc:

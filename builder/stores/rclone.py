@@ -55,7 +55,9 @@ def serve(folder: Path, *, host: str = "127.0.0.1", start_s: float = 15.0) -> It
     # --vfs-cache-mode stays off (default): objects are written straight to the folder, so a test may damage them there.
     command = [str(rclone), "serve", "s3", str(folder), "--addr", f"{host}:{port}", "--log-level", "ERROR"]
     command += ["--etag-hash", ""]  # its default, MD5, reads the whole object for every HEAD
-    command += ["--dir-cache-time", "0s"]  # buckets and objects made as files are seen at once, not after five minutes
+    # Buckets and objects made as files are seen at once, not after five minutes. Not 0s: rclone 1.75 then starts its
+    # cache cleaner without pause, millions of times, and hangs under a few PUTs at once.
+    command += ["--dir-cache-time", "50ms"]
     with tempfile.TemporaryFile() as log:  # not a pipe: nobody reads it while the server runs
         server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:

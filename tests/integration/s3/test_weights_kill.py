@@ -61,7 +61,7 @@ def test_killed_pushes_leave_no_model_and_lose_no_chunk(
             break
         assert not list(root.glob("refs/*"))
     assert killed
-    there = {p.name for p in root.glob("chunks/sha256/*/*")}
+    there = {p.name for p in root.glob("chunks/sha256/*/*") if len(p.name) == 64}  # not rclone's own leftovers
     dry = run("push", str(model), *options, "--dry-run")
     done = run("push", str(model), *options)
     assert done["digest"] == dry["digest"]

@@ -116,7 +116,7 @@ def test_a_short_upload_leaves_nothing(store: Store) -> None:
 
 
 def test_puts_from_many_threads(store: Store) -> None:
-    """Each its own key, as push does: rclone 1.75 hangs for good when several PUTs of one key meet."""
+    """Each its own key, as in push, which sends equal chunks once."""
 
     def put(n: int) -> None:
         body = str(n % 10).encode() * 100_000
