@@ -54,7 +54,7 @@ format: setup ## format and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 
 bench: setup ## benchmarks: make bench topic=weights
-	@$(BIN)/python -m benchmarks $(topic)
+	@$(BIN)/python -m benchmarks $(or $(topic),weights)
 
 docs: setup ## write the generated pages: CLI reference, config reference, schema
 	@$(BIN)/python scripts/docs.py

@@ -24,16 +24,18 @@ from builder.format.manifest import Manifest
 from builder.format.volume import model_dir
 from builder.models import wheel
 from builder.models.source import ModelRef
+from builder.node import disk
 from builder.node.bake import BakePlan, DataVolume
 from builder.node.inputs import ImageInput, WeightsInput
+from builder.node.verify import VerifyPlan
 from builder.progress import NoProgress, Progress
 from builder.stores import rclone
 from builder.stores.base import Store
 from builder.stores.open import open_store
 from builder.transfer.faults import Fault
-from builder.verify import files
+from builder.verify import files, launch
+from builder.verify.container import Options
 from builder.verify.report import VerifyReport
-from builder.weights import verify as stored
 
 STAGES = 6
 QUIET = NoProgress()
@@ -175,7 +177,7 @@ def _damage(demo: _Demo, loaded: Loaded, store: Store, manifest: Manifest) -> tu
     with demo.stage("damage", "one bit of one stored chunk flips"):
         stored_at = demo.folder / "s3" / "models" / "smollm2" / chunk.key
         _flip(stored_at, chunk.size // 3)
-        found = stored.verify(store, manifest.digest, engine=workers, progress=demo.progress)
+        found = pipeline.check_weights(store, manifest.digest, workers, progress=demo.progress)
         if len(found.faults) != 1:
             raise ClaimError(f"expected 1 damaged chunk, found {len(found.faults)}")
         fault = found.faults[0]
@@ -185,7 +187,7 @@ def _damage(demo: _Demo, loaded: Loaded, store: Store, manifest: Manifest) -> tu
         mended = pipeline.repair_weights(ref, store, workers, name=manifest.digest)
         share = f"{units.format_size(mended.repaired_bytes)} of {units.format_size(manifest.size)}"
         demo.line(f"repaired {mended.repaired_chunks} of {mended.chunks} chunks ({share})")
-        if stored.verify(store, manifest.digest, engine=workers).faults:
+        if pipeline.check_weights(store, manifest.digest, workers).faults:
             raise ClaimError("the store is still damaged after repair")
         demo.line("verified again: every byte is right")
     return fault, mended.to_json()
@@ -214,12 +216,15 @@ def _build(demo: _Demo, loaded: Loaded, manifest: Manifest) -> dict[str, Any] | 
 
 
 def _verify(demo: _Demo, loaded: Loaded, manifest: Manifest, *, in_place: bool) -> VerifyReport:
-    title = (
-        "cold start, in place: no Docker engine answers" if in_place else "cold start: the image, from nothing to its answers"
-    )
+    title = "cold start, in place: there is no image" if in_place else "cold start: the image, from nothing to its answers"
+    spec, environ = loaded.spec, demo.environ
+    server = launch.of(spec, name=manifest.name, manifest=manifest.digest, store=loaded.store_url, environ=environ)
     with demo.stage("verify", title):
-        verify = pipeline.verify_in_place if in_place else pipeline.verify_image
-        report = verify(loaded, manifest, demo.environ, progress=demo.progress)
+        if in_place:
+            report = pipeline.verify_in_place(server, spec.verify, environ=environ, progress=demo.progress)
+        else:
+            reference, box = f"{spec.image.repository}:{spec.image.tag}", Options(gpu=spec.verify.gpu)
+            report = pipeline.verify_image(reference, server, spec.verify, box=box, progress=demo.progress)
         demo.line(f"“{report.answer.prompt}”  →  “{' '.join(report.answer.text.split())[:70]}”")
         held = sum(c.ok for c in report.checks)
         demo.line(f"{held} of {len(report.checks)} checks hold; ready after {units.format_seconds(report.cold_start_p95)}")
@@ -227,7 +232,7 @@ def _verify(demo: _Demo, loaded: Loaded, manifest: Manifest, *, in_place: bool) 
 
 
 def _bake(demo: _Demo, loaded: Loaded, manifest: Manifest, store: Store) -> DataVolume | None:
-    missing = [f for f in doctor.examine() if not f.ok and ("bake" in f.work or f.name == "loop devices")]
+    missing = [f for f in doctor.examine() if not f.ok and "bake" in f.work]
     title = "node volume: image and weights in place before the node boots"
     if missing:
         demo.skip("bake", title, f"{missing[0].name}: {missing[0].found}")
@@ -235,25 +240,32 @@ def _bake(demo: _Demo, loaded: Loaded, manifest: Manifest, store: Store) -> Data
     with demo.stage("bake", title):
         models = model_dir(demo.folder / "models", manifest.digest)
         pipeline.restore_weights(store.source(), manifest.digest, models, progress=demo.progress)
-        image = loaded.spec.image
+        image, loop = loaded.spec.image, disk.has_loop()
         order = BakePlan(
             demo.folder / "node.img",
             (ImageInput(demo.folder / "image", f"{image.repository}:{image.tag}"),),
             (WeightsInput(folder=models),),
             size=loaded.spec.bake.volume.size,
+            loop=loop,
         )
-        volume = pipeline.bake_volume(order, demo.progress)
-        proof = pipeline.prove_volume(volume, demo.progress)
-        specs = pipeline.specify_node(volume, loaded.spec.bake, loaded.spec.name)
-        specs.write(volume.path)
+        volume = pipeline.bake_volume(order, progress=demo.progress)
         full = f"{units.format_size(volume.nonzero_bytes)} on a {units.format_size(volume.size)} {volume.filesystem} disk"
         demo.line(f"{volume.path.name}: {full}")
-        for one in proof.runs:
-            demo.line(
-                f"a second containerd started it from a copy in {units.format_seconds(one.seconds)}, as {one.user}, no pull"
-            )
+        if loop:
+            _prove(demo, volume)
+        else:
+            demo.left_out.append("proof of the volume: no loop devices to open a copy with")
+            demo.line(f"left out: {demo.left_out[-1]}")
+        specs = pipeline.specify_node(volume, loaded.spec.bake, name=loaded.spec.name)
+        specs.write(volume.path)
         demo.line(f"hydration on AWS: {specs.hydration}")
     return volume
+
+
+def _prove(demo: _Demo, volume: DataVolume) -> None:
+    for one in pipeline.prove_volume(VerifyPlan(volume.path), progress=demo.progress).runs:
+        took = units.format_seconds(one.seconds)
+        demo.line(f"a second containerd started it from a copy in {took}, as {one.user}, with no pull")
 
 
 def default_cache() -> Path:

@@ -1,38 +1,44 @@
 """THE MAP: one function per artefact, one line per step. Data flows forward only; every value has a JSON form.
 
-    ModelRef ──resolve──▶ ModelSnapshot ──plan──▶ ChunkPlan ──push──▶ Manifest ─┬─▶ image ──build──▶ BuiltImage ──▶ VerifyReport
-     (asked)              (files, commit)          (pure)            (store)    └─▶ volume ─bake──▶ DataVolume ──▶ NodeSpecs
+    ModelRef ──resolve──▶ ModelSnapshot ──split──▶ ChunkPlan ──push──▶ Manifest ─┬─▶ image ─build─▶ BuiltImage ──▶ VerifyReport
+     (asked)              (files, commit)          (pure)             (store)    └─▶ volume ─bake─▶ DataVolume ──▶ NodeSpecs
 
-No formatting and no printing. `builder/cli` calls one of these per command.
+No formatting and no printing. `builder/cli` calls one of these per command; `builder/demo.py` calls them all.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from builder.config.load import Loaded
-from builder.config.spec import Bake
+from builder.config.spec import Bake, Verify
 from builder.engines.base import Engine
-from builder.format.manifest import Manifest
+from builder.image import context, engine, inspect, machine
+from builder.image.dockerfile import dockerfile
 from builder.image.engine import BuiltImage
-from builder.image.make import make
 from builder.models.resolve import resolve
 from builder.models.source import ModelRef
-from builder.node.bake import BakePlan, DataVolume, bake
-from builder.node.specs import NodeSpecs, node_specs
+from builder.node import bake, specs
+from builder.node import verify as volumes
+from builder.node.bake import BakePlan, DataVolume
+from builder.node.specs import NodeSpecs
 from builder.node.verify import VerifyDisk, VerifyPlan
-from builder.node.verify import verify as open_copy
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Store
 from builder.transfer.manifests import read_manifest
 from builder.transfer.restore import RestoreReport, restore
+from builder.transfer.retry import retrying
 from builder.transfer.source import Source
-from builder.verify import container, launch, run
+from builder.verify import container, run
+from builder.verify.launch import Launch
 from builder.verify.report import VerifyReport
-from builder.weights.push import PushReport, push
-from builder.weights.repair import RepairReport, repair
-from builder.weights.split import plan
+from builder.weights import push, repair, split
+from builder.weights import verify as stored
+from builder.weights.push import PushReport
+from builder.weights.repair import RepairReport
+from builder.weights.verify import VerifyReport as StoreReport
 
 QUIET = NoProgress()
 
@@ -45,13 +51,19 @@ def publish_weights(
     name: str,
     chunk_bytes: int,
     token: str = "",
+    plain: bool = False,
     dry_run: bool = False,
     progress: Progress = QUIET,
 ) -> PushReport:
     """The model in the store, in verified chunks, its manifest last. Sends only what is missing."""
     snapshot = resolve(ref, token=token)
-    chunks = plan(snapshot, chunk_bytes=chunk_bytes)
-    return push(chunks, store, workers, name=name, dry_run=dry_run, progress=progress)
+    chunks = split.plan(snapshot, chunk_bytes=chunk_bytes)
+    return push.push(chunks, store, workers, name=name, plain=plain, dry_run=dry_run, progress=progress)
+
+
+def check_weights(store: Store, ref: str, workers: Engine, *, remote: bool = False, progress: Progress = QUIET) -> StoreReport:
+    """Every chunk of the model in the store against its digests; every fault named."""
+    return stored.verify(store, ref, engine=workers, remote=remote, progress=progress)
 
 
 def repair_weights(
@@ -66,58 +78,77 @@ def repair_weights(
 ) -> RepairReport:
     """The model in the store as it was pushed. Sends only the chunks that are bad or missing."""
     snapshot = resolve(ref, token=token)
-    return repair(store, name, snapshot, engine=workers, dry_run=dry_run, progress=progress)
+    return repair.repair(store, name, snapshot, engine=workers, dry_run=dry_run, progress=progress)
 
 
 def restore_weights(
     source: Source, ref: str, folder: Path, *, concurrency: int = 8, progress: Progress = QUIET
 ) -> RestoreReport:
     """The model as plain files, byte for byte, in a folder that is visible only when complete."""
+    source = retrying(source)
     manifest = read_manifest(source, ref)
     return restore(manifest, source, folder, concurrency=concurrency, progress=progress)
 
 
+def render_image(loaded: Loaded, manifest: str) -> str:
+    """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
+    return dockerfile(loaded.spec, manifest=manifest)
+
+
 def build_image(
-    loaded: Loaded, *, manifest: str, tag: str = "", no_cache: bool = False, oci: Path | None = None, progress: Progress = QUIET
+    loaded: Loaded,
+    *,
+    manifest: str = "",
+    tag: str | None = None,
+    no_cache: bool = False,
+    oci: Path | None = None,
+    progress: Progress = QUIET,
 ) -> BuiltImage:
-    """The serving image: slim, no weights, no secrets, the verified loader inside. oci: also as a layout, for a bake."""
-    return make(loaded, manifest=manifest, tag=tag or None, no_cache=no_cache, oci=oci, progress=progress)
+    """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
+
+    tag: another reference than the description's.  oci: a new folder for the same image as an OCI layout, for a bake.
+    """
+    image, lock = loaded.spec.image, loaded.folder / context.LOCK
+    name = tag or f"{image.repository}:{image.tag}"
+    with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
+        archive = Path(private) / "image.tar"
+        given = machine.gather(loaded, Path(private))
+        made = context.write(Path(private) / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
+        options = engine.Options(given.secrets, image.build_network, no_cache)
+        built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
+        inspect.require_clean(inspect.scan(archive, progress=progress), name)
+        if oci is not None:
+            engine.layout(archive, name, oci)
+    return built
 
 
-def bake_volume(order: BakePlan, progress: Progress = QUIET) -> DataVolume:
-    """The node volume: image and small weights in place, pinned, written without a cloud instance."""
-    return bake(order, progress=progress)
+def bake_volume(plan: BakePlan, *, progress: Progress = QUIET) -> DataVolume:
+    """The node volume: images and small weights in place, pinned, written without a cloud instance."""
+    return bake.bake(plan, progress=progress)
 
 
-def prove_volume(volume: DataVolume, progress: Progress = QUIET) -> VerifyDisk:
+def prove_volume(plan: VerifyPlan, *, progress: Progress = QUIET) -> VerifyDisk:
     """The proof: a copy of the volume, opened by a second containerd, starts its images with no pull."""
-    return open_copy(VerifyPlan(volume.path), progress=progress)
+    return volumes.verify(plan, progress=progress)
 
 
-def specify_node(volume: DataVolume, settings: Bake, name: str) -> NodeSpecs:
+def specify_node(
+    volume: DataVolume, settings: Bake, *, name: str, snapshot_id: str = specs.SNAPSHOT, cluster: str = specs.CLUSTER
+) -> NodeSpecs:
     """What a cluster needs to use the volume: EC2NodeClass, user data, Packer variables, hydration plan."""
-    return node_specs(volume, settings, name=name)
+    return specs.node_specs(volume, settings, name=name, snapshot_id=snapshot_id, cluster=cluster)
 
 
 def verify_image(
-    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], *, models: Path | None = None, progress: Progress = QUIET
-) -> VerifyReport:
+    reference: str, server: Launch, verify: Verify, *, box: container.Options, timeout_s: float = run.TIMEOUT_S,
+    progress: Progress = QUIET,
+) -> VerifyReport:  # fmt: skip
     """The built image, started, asked and loaded: where every second of its cold start went."""
-    image = loaded.spec.image
-    server = _server(loaded, manifest, environ, models)
-    options = container.Options(gpu=loaded.spec.verify.gpu)
-    return run.verify_image(f"{image.repository}:{image.tag}", server, loaded.spec.verify, options=options, progress=progress)
+    return run.verify_image(reference, server, verify, options=box, timeout_s=timeout_s, progress=progress)
 
 
 def verify_in_place(
-    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], *, models: Path | None = None, progress: Progress = QUIET
+    server: Launch, verify: Verify, *, environ: Mapping[str, str], timeout_s: float = run.TIMEOUT_S, progress: Progress = QUIET
 ) -> VerifyReport:
     """The same on this machine's own Python, where no container engine answers."""
-    server = _server(loaded, manifest, environ, models)
-    return run.verify_in_place(server, loaded.spec.verify, environ=environ, progress=progress)
-
-
-def _server(loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], models: Path | None) -> launch.Launch:
-    return launch.of(
-        loaded.spec, name=manifest.name, manifest=manifest.digest, store=loaded.store_url, environ=environ, models=models
-    )
+    return run.verify_in_place(server, verify, environ=environ, timeout_s=timeout_s, progress=progress)

@@ -50,7 +50,8 @@ def disk(session: Session, out: Path, file: Path | None, images: tuple[str, ...]
     With neither --image, --oci nor --weights, builder.yaml says what to bake. Needs root, loop devices and containerd;
     nothing is pulled, and the machine's own containerd is not touched.
     """
-    from builder.node.bake import BakePlan, bake
+    from builder import pipeline
+    from builder.node.bake import BakePlan
     from builder.node.disk import need_root
 
     need_root("builder bake disk")
@@ -59,7 +60,7 @@ def disk(session: Session, out: Path, file: Path | None, images: tuple[str, ...]
     with tempfile.TemporaryDirectory(prefix="builder-bake-", dir=out.absolute().parent) as scratch:
         chosen, models = _inputs(loaded, images, layouts, weights, Path(scratch))
         plan = BakePlan(out, chosen, models, size=_size(size, settings), loop=not no_loop, force=force)
-        volume = bake(plan, progress=session.progress)
+        volume = pipeline.bake_volume(plan, progress=session.progress)
     report = _verified(session, out, run) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = specs.write(out)
@@ -155,17 +156,18 @@ def _size(text: str | None, settings: Bake) -> int:
 
 
 def _verified(session: Session, path: Path, run: str | None) -> VerifyDisk:
+    from builder import pipeline
     from builder.node.verify import VerifyPlan
-    from builder.node.verify import verify as check
 
     arguments = tuple(shlex.split(run)) if run is not None else None
-    return check(VerifyPlan(path, run=arguments), progress=session.progress)
+    return pipeline.prove_volume(VerifyPlan(path, run=arguments), progress=session.progress)
 
 
 def _specs(volume: DataVolume, settings: Bake, name: str, snapshot_id: str, cluster: str) -> NodeSpecs:
-    from builder.node.specs import CLUSTER, SNAPSHOT, node_specs
+    from builder import pipeline
+    from builder.node.specs import CLUSTER, SNAPSHOT
 
-    return node_specs(volume, settings, name=name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
+    return pipeline.specify_node(volume, settings, name=name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
 
 
 def _story(volume: DataVolume, specs: NodeSpecs, report: VerifyDisk | None, written: list[Path]) -> str:

@@ -18,12 +18,12 @@ from builder.cli.common import Session, file_option, options
 @click.option("--oci", type=click.Path(path_type=Path), default=None, help="Also write an OCI layout here, for `builder bake`.")
 def command(session: Session, file: Path | None, tag: str | None, no_cache: bool, oci: Path | None) -> None:
     """Build the serving image with BuildKit, and check that it holds no secret and no weights."""
+    from builder import pipeline
     from builder.config import lock
-    from builder.image.make import make
 
     loaded = session.load(file)
     manifest = str(lock.section(loaded.lock_path, "weights").get("manifest", ""))
-    built = make(loaded, manifest=manifest, tag=tag, no_cache=no_cache, oci=oci, progress=session.progress)
+    built = pipeline.build_image(loaded, manifest=manifest, tag=tag, no_cache=no_cache, oci=oci, progress=session.progress)
     values = {"base": built.base, "base_digest": built.base_digest, "digest": built.digest, "reference": built.reference}
     lock.update(loaded.lock_path, "image", values)
     human = f"{built.reference}  {built.digest}\n{units.format_size(built.size)} in {len(built.layers)} layers"

@@ -18,13 +18,13 @@ from builder.errors import ClaimError
 @click.option("--check", type=click.Path(path_type=Path), default=None, help="Compare with this file; exit 7 if it differs.")
 def command(session: Session, file: Path | None, out: Path | None, check: Path | None) -> None:
     """Print the Dockerfile of the image, without building it."""
+    from builder import pipeline
     from builder.config import lock
     from builder.image import context, machine
-    from builder.image.dockerfile import dockerfile
 
     loaded = session.load(file)
     manifest = str(lock.section(loaded.lock_path, "weights").get("manifest", ""))
-    text = dockerfile(loaded.spec, manifest=manifest)
+    text = pipeline.render_image(loaded, manifest)
     if check is not None:
         _compare(check, text)
         session.show({"dockerfile": text, "check": "same"}, f"{check}: up to date")

@@ -40,8 +40,9 @@ def command(
     Asks a question twice, looks at the engine's own process, runs the load of builder.yaml and compares with its
     budgets. Writes report.json, report.md and report.html. Exits 7 if a claim does not hold, else 6 if a budget is missed.
     """
+    from builder import pipeline
     from builder.cli.report import human
-    from builder.verify import files, run
+    from builder.verify import files
     from builder.verify.container import Options
 
     loaded = session.load(file)
@@ -51,11 +52,11 @@ def command(
     if in_place:
         if reference or memory or shm or read_only:
             raise ConfigError("--image, --memory, --shm and --read-only are about a container", hint="leave out --in-place")
-        report = run.verify_in_place(launch, verify, environ=os.environ, progress=session.progress, timeout_s=timeout_s)
+        report = pipeline.verify_in_place(launch, verify, environ=os.environ, timeout_s=timeout_s, progress=session.progress)
     else:
         image = reference or f"{loaded.spec.image.repository}:{loaded.spec.image.tag}"
         box = Options(gpu=verify.gpu, memory=memory, shm=shm, read_only=read_only)
-        report = run.verify_image(image, launch, verify, options=box, progress=session.progress, timeout_s=timeout_s)
+        report = pipeline.verify_image(image, launch, verify, box=box, timeout_s=timeout_s, progress=session.progress)
     written = files.write(report, out)
     session.say(f"report: {written.html}")
     session.conclude(report.to_json(), human(report), report.failure())

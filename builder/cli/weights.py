@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from builder.config.load import Loaded
     from builder.config.spec import Spec
     from builder.engines.base import Engine
-    from builder.models.source import ModelSnapshot
+    from builder.models.source import ModelRef
     from builder.stores.base import Store
     from builder.transfer.faults import Fault
+    from builder.weights.push import PushReport
 
 CONCURRENCY = 8
 
@@ -35,6 +36,14 @@ CONCURRENCY = 8
 @click.group("weights")
 def command() -> None:
     """Push, pull, verify and repair model weights."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model, and the token of its hub, which is never part of a value that is printed."""
+
+    ref: ModelRef
+    token: str = field(repr=False)
 
 
 @dataclass
@@ -78,15 +87,12 @@ class Inputs:
 
         return LocalEngine(self.concurrency)
 
-    def snapshot(
-        self, source: str | None, revision: str | None, include: tuple[str, ...], exclude: tuple[str, ...]
-    ) -> ModelSnapshot:
-        """The model's files. A SOURCE on the command line brings its own patterns and revision."""
-        from builder.models.resolve import resolve
+    def model(self, source: str | None, revision: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Asked:
+        """The model that is meant. A SOURCE on the command line brings its own patterns and revision."""
         from builder.models.source import ModelRef
 
         if source is not None:
-            return resolve(ModelRef(source, revision, include or ("*",), exclude))
+            return Asked(ModelRef(source, revision, include or ("*",), exclude), "")
         model = self.loaded().spec.model
         token = model.token.env if model.token else ""
         if token and token not in os.environ:
@@ -98,7 +104,17 @@ class Inputs:
             exclude or model.exclude,
             token,
         )
-        return resolve(ref, token=os.environ.get(token, ""))
+        return Asked(ref, os.environ.get(token, ""))
+
+    def lock(self, report: PushReport) -> None:
+        """What the description's names meant, into builder.lock; nothing where no description took part."""
+        from builder.config import lock
+
+        if self._loaded is None or report.dry_run or report.name != self._loaded.spec.name:
+            return
+        path = self._loaded.lock_path
+        lock.update(path, "model", {"source": self._loaded.spec.model.source, "revision": report.revision})
+        lock.update(path, "weights", {"name": report.name, "store": report.store, "manifest": report.digest})
 
 
 def store_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -172,20 +188,23 @@ def push_command(
 
     SOURCE: a folder, a file, or hf://organisation/model[@revision]; default: model.source of builder.yaml.
     """
-    from builder.weights import push, split
+    from builder import pipeline
+    from builder.weights import split
 
     spec = inputs.loaded().spec if source is None else inputs.spec()
-    snapshot = inputs.snapshot(source, revision, include, exclude)
-    plan = split.plan(snapshot, chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES))
-    report = push.push(
-        plan,
+    asked = inputs.model(source, revision, include, exclude)
+    report = pipeline.publish_weights(
+        asked.ref,
         inputs.store(),
         inputs.engine(),
-        name=name or (spec.name if spec else default_name(snapshot.source)),
+        name=name or (spec.name if spec else default_name(asked.ref.source)),
+        chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
+        token=asked.token,
         plain=plain or bool(spec and "plain" in spec.weights.publish),
-        progress=inputs.session.progress,
         dry_run=dry_run,
+        progress=inputs.session.progress,
     )
+    inputs.lock(report)
     rate = f", {units.format_size(report.bytes / report.seconds)}/s" if report.seconds else ""
     inputs.session.show(
         report.to_json(),
@@ -205,13 +224,11 @@ def pull_command(inputs: Inputs, ref: str | None, folder: Path) -> None:
 
     REF: a name, name@revision or sha256:<hex>; default: the only model in the store.
     """
-    from builder.transfer.manifests import read_manifest
-    from builder.transfer.restore import restore
-    from builder.transfer.retry import retrying
+    from builder import pipeline
 
-    source = retrying(inputs.store().source())
-    manifest = read_manifest(source, inputs.ref(ref))
-    report = restore(manifest, source, folder, concurrency=inputs.concurrency, progress=inputs.session.progress)
+    source = inputs.store().source()
+    wanted, progress = inputs.ref(ref), inputs.session.progress
+    report = pipeline.restore_weights(source, wanted, folder, concurrency=inputs.concurrency, progress=progress)
     inputs.session.show(
         report.to_json(),
         f"{report.folder}  {report.digest}\n"
@@ -232,9 +249,10 @@ def verify_command(inputs: Inputs, ref: str | None, remote: bool, folder: Path |
         _only_local(ref, remote, inputs)
         _verify_folder(inputs, folder, deep)
         return
-    from builder.weights.verify import verify
+    from builder import pipeline
 
-    report = verify(inputs.store(), inputs.ref(ref), engine=inputs.engine(), remote=remote, progress=inputs.session.progress)
+    progress = inputs.session.progress
+    report = pipeline.check_weights(inputs.store(), inputs.ref(ref), inputs.engine(), remote=remote, progress=progress)
     if not report.ok:
         raise report.error()
     how = "by the store's own digests" if remote else "every byte read"
@@ -287,16 +305,17 @@ def repair_command(
             raise ConfigError("--local repairs a folder from the store", hint="leave out REF, --from and --dry-run")
         _repair_folder(inputs, folder)
         return
-    from builder.weights.repair import repair
+    from builder import pipeline
 
-    snapshot = inputs.snapshot(source, revision, include, exclude)
-    report = repair(
+    asked = inputs.model(source, revision, include, exclude)
+    report = pipeline.repair_weights(
+        asked.ref,
         inputs.store(),
-        inputs.ref(ref),
-        snapshot,
-        engine=inputs.engine(),
-        progress=inputs.session.progress,
+        inputs.engine(),
+        name=inputs.ref(ref),
+        token=asked.token,
         dry_run=dry_run,
+        progress=inputs.session.progress,
     )
     verb = "would put" if dry_run else "put"
     lines = [f"{report.name}  {report.digest}", *(f"  {fault}" for fault in report.bad)]
@@ -343,10 +362,11 @@ def ls_command(inputs: Inputs) -> None:
 def default_name(source: str) -> str:
     """A model's name from its source: the last part of it, without a weight file's suffix.
 
-    >>> default_name("hf://org/Llama-3 8B"), default_name("SmolLM2.Q4_1.gguf"), default_name("m-00001-of-00003.gguf")
+    >>> default_name("hf://org/Llama-3 8B@v1"), default_name("SmolLM2.Q4_1.gguf"), default_name("m-00001-of-00003.gguf")
     ('Llama-3-8B', 'SmolLM2.Q4_1', 'm')
     """
-    stem = re.sub(r"\.(gguf|safetensors|bin|pt|pth|onnx)\Z", "", source.rstrip("/").rpartition("/")[2])
+    last = source.partition("@")[0].rpartition("/")[2] if "://" in source else Path(source).expanduser().resolve().name
+    stem = re.sub(r"\.(gguf|safetensors|bin|pt|pth|onnx)\Z", "", last)
     stem = re.sub(r"-\d{5}-of-\d{5}\Z", "", stem)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:128]
     if not NAME.match(name):

@@ -120,9 +120,9 @@ def base_digest(base: str) -> str:
 def build(
     folder: Path, *, reference: str, base: str, archive: Path, options: Options | None = None, progress: Progress | None = None
 ) -> BuiltImage:
-    """Build `folder` and leave the image in the engine as `reference`. archive: where to put the OCI archive, a new file.
+    """Build `folder` and leave the image in the engine as `reference`, and as an archive in the new file `archive`.
 
-    The archive is there afterwards only where the engine can make one (see Backend.archives).
+    archive: an OCI archive where the engine keeps images in containerd, else what its `docker save` makes.
     Raises CapabilityError without an engine or a base image, BuilderError with the failing step's last lines.
     """
     options, progress = options or Options(), progress or NoProgress()
@@ -136,6 +136,7 @@ def build(
         built = from_archive(archive, reference)
     else:
         built = _from_engine(reference)
+        save(reference, archive)
     return dataclasses.replace(built, base=base, base_digest=parent, seconds=time.monotonic() - started)
 
 
@@ -145,12 +146,7 @@ def export_oci(reference: str, folder: Path) -> str:
     `docker save` of an engine with the containerd image store writes the manifest as it is, so the digest is the one a
     registry would show; that is checked. Raises CapabilityError where the engine has no such store.
     """
-    backend = find()
-    if not backend.containerd:
-        raise CapabilityError(
-            f"Docker {backend.version} keeps images without their registry digests; an OCI export would invent new ones",
-            hint="turn on the containerd image store (daemon.json: features.containerd-snapshotter), or " + HINT_ENGINE,
-        )
+    _need_digests(find())
     found = _inspect(reference)
     if found is None:
         raise ConfigError(f"{reference}: no such image in the engine", hint="run `builder build` first")
@@ -169,6 +165,15 @@ def save(reference: str, archive: Path) -> None:
     _docker("save", "--output", str(archive), reference, timeout_s=1800)
 
 
+def layout(archive: Path, reference: str, folder: Path) -> None:
+    """What `build` put into `archive` as an OCI layout in the new or empty `folder`.
+
+    Raises CapabilityError where the engine has no containerd image store, and so no registry digests.
+    """
+    _need_digests(find())
+    unpack(archive, folder)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """An OCI archive as an OCI layout in the new or empty `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +189,14 @@ def from_archive(archive: Path, reference: str) -> BuiltImage:
         manifest = json.loads(_member(tar, "blobs/" + digest.replace(":", "/")))
     layers = manifest["layers"]
     return BuiltImage(reference, digest, sum(layer["size"] for layer in layers), tuple(layer["digest"] for layer in layers))
+
+
+def _need_digests(backend: Backend) -> None:
+    if not backend.containerd:
+        raise CapabilityError(
+            f"Docker {backend.version} keeps images without their registry digests; an OCI export would invent new ones",
+            hint="turn on the containerd image store (daemon.json: features.containerd-snapshotter), or " + HINT_ENGINE,
+        )
 
 
 def _command(folder: Path, reference: str, archive: Path, backend: Backend, options: Options) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from builder.errors import ClaimError, IntegrityError
+from builder.progress import NoProgress, Progress, step
 from builder.units import format_size
 
 BLOCK = 8 << 20
@@ -141,13 +142,13 @@ def cause(path: str) -> str:
     return "system"
 
 
-def scan(archive: Path, *, also: Sequence[bytes] = ()) -> list[Finding]:
+def scan(archive: Path, *, also: Sequence[bytes] = (), progress: Progress | None = None) -> list[Finding]:
     """Secrets and weights in the configuration, the history, or any layer (a file deleted later is still in its layer).
 
     also: further byte strings that must occur nowhere.
     """
     findings: list[Finding] = []
-    with _open(archive) as tar:
+    with step(progress or NoProgress(), "image: scan for secrets and weights"), _open(archive) as tar:
         found = _contents(tar)
         text = json.dumps(found.config).encode()
         findings += [

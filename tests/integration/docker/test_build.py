@@ -22,7 +22,7 @@ from builder.config.load import Loaded, load
 from builder.errors import BuilderError, CapabilityError, ClaimError
 from builder.image import context, engine, inspect, machine
 from builder.image.engine import Backend, BuiltImage, Options
-from builder.image.make import make
+from builder.pipeline import build_image
 
 pytestmark = pytest.mark.docker
 DEMO = resources.folder("images") / "demo-llama-cpp"
@@ -52,7 +52,7 @@ def demo(docker_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     shutil.copy(DEMO / "requirements.lock", folder)
     loaded = load(folder / "builder.yaml")
     assert loaded.spec.image.ca_bundle
-    built = make(loaded, tag=tag, no_cache=True, oci=folder / "oci")
+    built = build_image(loaded, tag=tag, no_cache=True, oci=folder / "oci")
     engine.save(tag, folder / "image.tar")
     yield Demo(loaded, built, canary, folder / "image.tar", folder / "oci")
     subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False)
@@ -120,7 +120,7 @@ def test_the_oci_layout_has_the_digest_of_the_image(demo: Demo, tmp_path: Path) 
 
 
 def test_another_build_from_nothing_has_the_same_digest(demo: Demo) -> None:
-    again = make(load(DEMO), tag=demo.built.reference + "-again", no_cache=True)
+    again = build_image(load(DEMO), tag=demo.built.reference + "-again", no_cache=True)
     try:
         assert again.layers == demo.built.layers
         assert again.digest == demo.built.digest
@@ -189,18 +189,18 @@ def test_a_closed_network_builds_from_the_wheelhouse_alone(demo: Demo, tmp_path:
     shutil.copy(DEMO / "requirements.lock", tmp_path)
     loaded = load(tmp_path / "builder.yaml")
     assert not loaded.spec.image.index
-    built = make(loaded, tag=demo.built.reference + "-closed")
+    built = build_image(loaded, tag=demo.built.reference + "-closed")
     docker("rmi", "-f", built.reference)
     assert built.layers[2:4] == demo.built.layers[2:4]  # the same packages, wherever they came from
     next(house.glob("xllamacpp-*")).unlink()
     with pytest.raises(BuilderError, match=r"(?s)failed in step wheels 3/3.*xllamacpp") as caught:
-        make(loaded, tag=demo.built.reference + "-closed")
+        build_image(loaded, tag=demo.built.reference + "-closed")
     assert "image.wheelhouse" in caught.value.hint
 
 
 def test_without_buildx_the_engine_itself_builds(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "find", lambda: Backend("20.10.24", buildx=False, containerd=False))
-    built = make(demo.loaded, tag=demo.built.reference + "-classic")
+    built = build_image(demo.loaded, tag=demo.built.reference + "-classic")
     try:
         assert inside(built.reference, "id", "-u").strip() == "10001"
         with pytest.raises(CapabilityError, match="without their registry digests"):

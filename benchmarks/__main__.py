@@ -1,0 +1,23 @@
+"""`python -m benchmarks TOPIC`, or `make bench topic=TOPIC`: one table per topic, peers and limits in the same run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+TOPICS = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "measure")
+
+
+def main() -> int:
+    topic = sys.argv[1] if len(sys.argv) > 1 else ""
+    if topic not in TOPICS:
+        sys.stderr.write(f"topics: {', '.join(TOPICS)}\n")
+        return 2
+    sys.argv = [f"benchmarks {topic}", *sys.argv[2:]]
+    importlib.import_module(f"benchmarks.{topic}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
