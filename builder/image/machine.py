@@ -15,7 +15,6 @@ from builder.errors import ConfigError
 
 PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
 APT_SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-PUBLIC_DEBIAN = re.compile(r"https?://(deb|security)\.debian\.org/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,14 @@ def pip_settings() -> dict[str, str]:
 
 
 def apt_sources(base: str) -> Path | None:
-    """This machine's Debian sources, where it has a mirror of its own and the base image is of the suite they name."""
+    """This machine's Debian sources, where the base image is of the suite they name: a mirror that answers from here.
+
+    scripts/base-image makes images that hold no sources at all.
+    """
     match = re.search(r"(bookworm|trixie|forky)", base)
     for path in APT_SOURCES:
         text = path.read_text(errors="replace") if path.is_file() else ""
-        if match and match[1] in text and not PUBLIC_DEBIAN.search(text) and path.suffix == ".sources":
+        if match and match[1] in text:
             return path
     return None
 

@@ -29,10 +29,11 @@ def loaded(tmp_path: Path) -> Loaded:
 
 @pytest.fixture(autouse=True)
 def _own_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """pip reads one empty file, and no variable of whoever runs the tests."""
+    """pip reads one empty file, apt's sources are not looked at, and no variable of whoever runs the tests counts."""
     for name in ("CERT", "INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "TRUSTED_HOST", "DEFAULT_TIMEOUT", "TIMEOUT", "PROXY"):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(machine, "APT_SOURCES", ())
 
 
 def with_image(loaded: Loaded, line: str) -> Loaded:
@@ -93,12 +94,12 @@ def test_pips_only_local_folder_of_wheels_is_the_wheelhouse(
     ("base", "text", "passes"),
     [
         ("debian:bookworm-slim", "Types: deb\nURIs: https://mirror.example.com/debian\nSuites: bookworm\n", True),
-        ("debian:bookworm-slim", "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n", False),
+        ("debian:bookworm-slim", "deb https://mirror.example.com/debian bookworm main\n", True),
         ("debian:trixie-slim", "Types: deb\nURIs: https://mirror.example.com/debian\nSuites: bookworm\n", False),
         ("ubi9", "Types: deb\nURIs: https://mirror.example.com/debian\nSuites: bookworm\n", False),
     ],
 )
-def test_own_debian_mirror_passes_only_for_its_suite(
+def test_the_machines_debian_sources_pass_only_for_their_suite(
     base: str, text: str, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = tmp_path / "debian.sources"
