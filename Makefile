@@ -33,14 +33,14 @@ demo: setup system ## run the whole chain on a small real model
 	@if docker version >/dev/null 2>&1; then scripts/base-image || true; fi
 	@$(BIN)/builder demo
 
-check: setup ## format, lint, types, unit tests
+check: setup system ## format, lint, types, unit tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/check-jsonschema --schemafile images/builder.schema.json images/*/builder.yaml
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks
 
-unit: setup ## unit tests only
+unit: setup system ## unit tests only
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks
 
 test: setup system ## all tests, with a real engine, S3 server, loop disks and containerd

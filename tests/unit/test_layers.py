@@ -55,9 +55,6 @@ PINNED = {
     "awscrt": {"transfer/checksum.py"},
     "torch": {"runtime/torch.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
-    "fastapi": {"runtime/transformers_server.py"},
-    "uvicorn": {"runtime/transformers_server.py"},
-    "transformers": {"runtime/transformers_server.py"},
     "pytest": {"verify/fixtures.py"},
 }
 

@@ -17,7 +17,6 @@ WHEELS = {"obstore", "awscrt"}
 ENGINES = {
     "runtime/llamacpp.py": {"xllamacpp"},
     "runtime/torch.py": {"torch"},
-    "runtime/transformers_server.py": {"torch", "transformers", "fastapi", "uvicorn"},
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from builder import process
 from builder.errors import IntegrityError
 from builder.node import bottlerocket, gpt
+from tests.conftest import missing
 
 DISK = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 SIZE = 1 << 30
@@ -44,7 +45,7 @@ GOLDEN = "281f2b717146b454a0e8509f67c386303b6dabe33c0650d6989b916f79b41c61"
 
 def test_sgdisk_finds_no_problem(disk: Path) -> None:
     if process.which("sgdisk") is None:
-        pytest.skip("sgdisk is not installed")
+        missing("root", "sgdisk is not installed (scripts/system)")
     said = subprocess.run([process.need("sgdisk"), "--verify", disk], capture_output=True, text=True, check=True).stdout
     assert "No problems found" in said
 

@@ -19,6 +19,7 @@ from builder.errors import ConfigError
 from builder.node import hydrate, specs
 from builder.node.bake import DataVolume
 from builder.node.lint import lint
+from tests.conftest import missing
 
 GIB = 1 << 30
 DIGEST = "sha256:" + "ab" * 32
@@ -111,7 +112,7 @@ def test_the_template_snapshots_the_data_volume_alone() -> None:
 
 def test_the_part_that_packer_1_6_knows_validates(tmp_path: Path) -> None:
     if process.which("packer") is None:
-        pytest.skip("packer is not installed")
+        missing("root", "packer is not installed (scripts/system)")
     template = tmp_path / "data-volume.pkr.hcl"
     template.write_text(specs.packer_1_6((PACKER / template.name).read_text()))
     (tmp_path / "write-disk.sh").write_bytes((PACKER / "write-disk.sh").read_bytes())

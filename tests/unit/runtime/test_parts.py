@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import parser
 
 from builder.errors import ConfigError
 from builder.format.manifest import File, Manifest
@@ -43,7 +44,6 @@ def test_metrics_are_escaped_and_typed() -> None:
 
 
 def test_prometheus_reads_the_page() -> None:
-    parser = pytest.importorskip("prometheus_client.parser")
     page = render([metric("x", "gauge", "A \\ b\nc.", [({"l": 'q"\\\n'}, 1.5)]), metric("n_total", "counter", "N.", 7)])
     first, second = parser.text_string_to_metric_families(page.decode())
     assert (first.samples[0].labels, first.samples[0].value) == ({"l": 'q"\\\n'}, 1.5)
