@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import os
 import signal
 import sys
 import traceback
@@ -66,7 +67,7 @@ def run(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     signal.signal(signal.SIGTERM, _terminated)  # CI systems end jobs with it; containers and loop devices must not stay
     try:
-        group.main(words, prog_name="builder", standalone_mode=False)
+        group.main(words, prog_name="builder", standalone_mode=False, color=_colour())
         code = 0
     except click.exceptions.Exit as exc:
         code = exc.exit_code
@@ -104,11 +105,18 @@ def _report(exc: BuilderError, words: list[str]) -> int:
         traceback.print_exception(exc)
     if _json(words) and not exc.shown:
         click.echo(json.dumps(exc.to_json()))
-    click.echo(click.style("error: ", fg="red", bold=True) + exc.message, err=True)
+    click.echo(click.style("error: ", fg="red", bold=True) + exc.message, err=True, color=_colour())
     if exc.hint:
-        click.echo("\n" + click.style("hint: ", fg="cyan", bold=True) + exc.hint, err=True)
+        click.echo("\n" + click.style("hint: ", fg="cyan", bold=True) + exc.hint, err=True, color=_colour())
     return exc.exit_code
 
 
+def _colour() -> bool | None:
+    """False where NO_COLOR is set (no-color.org); None lets click ask whether it is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _json(words: list[str]) -> bool:
-    return "--format=json" in words or ("--format", "json") in itertools.pairwise(words)
+    asked = [word.removeprefix("--format=") for word in words if word.startswith("--format=")]
+    asked += [value for option, value in itertools.pairwise(words) if option == "--format"]
+    return asked[-1:] == ["json"]

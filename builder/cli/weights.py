@@ -18,7 +18,7 @@ import click
 
 from builder import units
 from builder.cli.common import Session, file_option, options, table
-from builder.errors import ConfigError, IntegrityError
+from builder.errors import BuilderError, ConfigError, IntegrityError
 from builder.format.manifest import NAME
 
 if TYPE_CHECKING:
@@ -106,15 +106,17 @@ class Inputs:
         )
         return Asked(ref, os.environ.get(token, ""))
 
-    def lock(self, report: PushReport) -> None:
-        """What the description's names meant, into builder.lock; nothing where no description took part."""
+    def lock(self, report: PushReport) -> BuilderError | None:
+        """What the description's names meant, into builder.lock. Returns why it could not be written."""
         from builder.config import lock
 
-        if self._loaded is None or report.dry_run or report.name != self._loaded.spec.name:
-            return
-        path = self._loaded.lock_path
-        lock.update(path, "model", {"source": self._loaded.spec.model.source, "revision": report.revision})
-        lock.update(path, "weights", {"name": report.name, "store": report.store, "manifest": report.digest})
+        path = self.loaded().lock_path
+        try:
+            lock.update(path, "model", {"source": self.loaded().spec.model.source, "revision": report.revision})
+            lock.update(path, "weights", {"name": report.name, "store": report.store, "manifest": report.digest})
+        except BuilderError as exc:
+            return exc
+        return None
 
 
 def store_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -204,14 +206,17 @@ def push_command(
         dry_run=dry_run,
         progress=inputs.session.progress,
     )
-    inputs.lock(report)
+    # The lock speaks of what the description names, so a push that overrode a part of it leaves the lock alone.
+    described = not (source or name or dry_run or revision or include or exclude or inputs.store_url)
+    failed = inputs.lock(report) if described else None
     rate = f", {units.format_size(report.bytes / report.seconds)}/s" if report.seconds else ""
-    inputs.session.show(
+    inputs.session.conclude(
         report.to_json(),
         f"{report.name}  {report.digest}\n"
         f"{report.files} files, {units.format_size(report.bytes)}, {report.chunks} chunks: "
         f"{'would send' if dry_run else 'sent'} {report.sent_chunks} ({units.format_size(report.sent_bytes)}), "
         f"{report.reused_chunks} already there, in {units.format_seconds(report.seconds)}{rate}",
+        failed,
     )
 
 

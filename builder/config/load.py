@@ -76,8 +76,9 @@ def parse(text: bytes, at: str) -> Spec:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{at}: {len(text)} bytes; expected at most {MAX_BYTES}")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{at}: YAML aliases (*name) are not used here", hint="write the value out")
+        alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
+        if alias is not None:
+            raise _error(at, alias, (), "YAML aliases (*name) are not used here", "write the value out")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(tree, yaml.MappingNode):
             raise ConfigError(f"{at}:1:1: expected keys and values, found {'nothing' if tree is None else 'something else'}")
@@ -85,6 +86,8 @@ def parse(text: bytes, at: str) -> Spec:
         value = _Constructor().construct_document(tree)
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise _not_yaml(exc, at) from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{at}: nested too deeply", hint="no key of builder.yaml lies deeper than four levels") from exc
     try:
         return Spec.model_validate(_tuples(value))
     except ValidationError as exc:
@@ -133,6 +136,8 @@ def _refuse_duplicates_and_secrets(node: yaml.Node, at: str, key: Key) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise _error(at, name, key, "a key must be text")
             if name.value in seen:
                 raise _error(at, name, (*key, name.value), "occurs twice")
             seen.add(name.value)
@@ -258,7 +263,7 @@ def _keys_of(key: Key) -> list[str]:
     return list(model.model_fields)
 
 
-def _error(at: str, node: yaml.Node, key: Key, problem: str, hint: str = "") -> ConfigError:
+def _error(at: str, node: yaml.Node | yaml.Token, key: Key, problem: str, hint: str = "") -> ConfigError:
     line, column = node.start_mark.line + 1, node.start_mark.column + 1
     dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in key).lstrip(".")
     where = {"file": at, "line": line, "column": column, "key": dotted}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builder import __version__
-from builder.errors import ConfigError
+from builder.errors import CapabilityError, ConfigError
 
 VERSION = 1
 
@@ -41,7 +41,7 @@ def section(path: Path, name: str) -> dict[str, Any]:
 
 
 def update(path: Path, name: str, values: dict[str, Any]) -> None:
-    """Replace one section. Atomic: readers see the old file or the new one."""
+    """Replace one section. Atomic: readers see the old file or the new one. Raises CapabilityError if it cannot be written."""
     lock = read(path) | {"version": VERSION, "tool": __version__, name: values}
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
@@ -51,4 +51,4 @@ def update(path: Path, name: str, values: dict[str, Any]) -> None:
         Path(part.name).chmod(0o644)
         Path(part.name).replace(path)
     except OSError as exc:
-        raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
+        raise CapabilityError(f"{path}: cannot be written: {exc.strerror}", hint="make its folder writable for you") from exc

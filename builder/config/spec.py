@@ -30,6 +30,13 @@ def _seconds(value: object) -> object:
     return units.parse_seconds(value)
 
 
+def _whole(value: object) -> object:
+    """Literal[1] compares by value, and takes true and 1.0 for 1."""
+    if type(value) is not int:
+        raise ValueError("expected 1")
+    return value
+
+
 def _chunk(value: int) -> int:
     if not MIN_CHUNK <= value <= MAX_CHUNK:
         raise ValueError("expected auto, or 8MiB to 64MiB")
@@ -254,7 +261,7 @@ class Verify(Section):
 class Spec(Section):
     """builder.yaml, version 1."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
     """Version of this file's format."""
     name: Name
     """Name of the model server: the weights' name, and the stem of everything generated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,24 @@ def test_off_a_terminal_there_is_no_ansi(tmp_path: Path) -> None:
 def test_a_traceback_needs_vv(tmp_path: Path) -> None:
     assert "Traceback" not in builder("render", cwd=tmp_path).stderr
     assert "Traceback" in builder("render", "-vv", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_on_a_terminal_unless_no_color_is_set(tmp_path: Path, env: dict[str, str], colour: bool) -> None:
+    program = (
+        "import pty, sys; sys.exit(pty.spawn([sys.executable, '-c', 'from builder.cli import main; main()', 'render']) >> 8)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (b"\x1b[31m" in done.stdout) is colour
+
+
+def test_the_last_format_counts(tmp_path: Path) -> None:
+    assert builder("render", "--format", "json", "--format", "human", cwd=tmp_path).stdout == ""

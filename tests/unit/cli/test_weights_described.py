@@ -46,7 +46,19 @@ def test_push_pull_verify_repair_and_ls_need_no_arguments(described: Path, capsy
     assert "tiny-llama" in capsys.readouterr().out
 
 
-def test_a_dry_run_and_another_name_leave_the_lock_alone(described: Path) -> None:
-    assert builder("weights", "push", "--dry-run") == 0
-    assert builder("weights", "push", "--name", "other") == 0
+@pytest.mark.parametrize(
+    "words", [["--dry-run"], ["--name", "other"], ["other"], ["--store", "elsewhere"], ["--include", "*.json"]]
+)
+def test_a_push_of_something_else_than_described_leaves_the_lock_alone(described: Path, words: list[str]) -> None:
+    safetensors_model(described / "other", seed=1)
+    assert builder("weights", "push", *words) == 0
     assert not (described / "builder.lock").exists()
+
+
+def test_a_lock_that_cannot_be_written_does_not_hide_the_push(described: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (described / "builder.lock").mkdir()
+    capsys.readouterr()
+    assert builder("weights", "push", "--format", "json") != 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["digest"].startswith("sha256:")
+    assert "builder.lock" in told["error"]["message"]
