@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from builder.models.inspect import Facts
 
 SCHEMA = "./builder.schema.json"
-VERSIONS = {"llama.cpp": "2026.10.11549", "transformers": "5.1.0"}
 
 
 @click.command()
@@ -61,6 +60,7 @@ def _text(facts: Facts, store: str, output: Path) -> str:
     from dataclasses import replace
 
     from builder import render
+    from builder.image.recipes import VERSIONS
 
     hub = facts.source.startswith("hf://")
     source = facts.source if hub else _written(Path(facts.source).expanduser().resolve(), output.absolute().parent)

@@ -14,6 +14,10 @@ TORCH_CUDA = {"2.13.0": "13"}
 """torch release: CUDA major of the wheels that the default package index serves under that version."""
 
 
+VERSIONS = {"llama.cpp": "2026.10.11549", "transformers": "5.23.0"}
+"""The engine release that a new builder.yaml names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One engine in one image.

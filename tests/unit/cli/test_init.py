@@ -40,6 +40,15 @@ def test_a_safetensors_folder_is_described(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "builder.schema.json").read_text())["title"] == "builder.yaml"
 
 
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_what_init_writes_can_be_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    model = gguf_model(tmp_path / "m.gguf") if kind == "gguf" else safetensors_model(tmp_path / "m")
+    assert builder("init", str(model), "-o", str(tmp_path / "builder.yaml")) == 0
+    capsys.readouterr()
+    assert builder("render", "-f", str(tmp_path / "builder.yaml")) == 0
+    assert capsys.readouterr().out.count("FROM ") >= 5
+
+
 def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = gguf_model(tmp_path / "m.gguf")
     (tmp_path / "builder.yaml").write_text("mine")
