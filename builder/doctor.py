@@ -15,6 +15,7 @@ from pathlib import Path
 from builder import process, units
 
 WORK = ("weights", "build", "bake", "verify", "demo")
+ENGINE = "install Docker 26 or newer with buildx (in a checkout: make engine)"
 FREE_BYTES = 5 << 30  # the demo's image, its build cache and the volume take about 3 GiB
 
 
@@ -48,14 +49,16 @@ def examine() -> list[Finding]:
 
 
 def _docker() -> list[Finding]:
-    work = ("build",)
+    work = ("build", "verify")
     if not process.which("docker"):
-        return [Finding("docker", False, "no docker program", work, "make engine")]
+        return [Finding("docker", False, "no docker program", work, ENGINE)]
     told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=20)
     info = json.loads(told.stdout) if told.returncode == 0 else {}
     version = info.get("ServerVersion", "")
     if not version:
-        return [Finding("docker", False, "no engine answers", work, "make engine")]
+        denied = b"permission denied" in told.stderr + told.stdout
+        hint = "add this user to the group docker, or use sudo" if denied else ENGINE
+        return [Finding("docker", False, "permission denied" if denied else "no engine answers", work, hint)]
     buildx = process.run(["docker", "buildx", "version"], check=False)
     store = "io.containerd" in json.dumps(info.get("DriverStatus", []))
     return [
@@ -65,14 +68,14 @@ def _docker() -> list[Finding]:
             buildx.returncode == 0,
             buildx.stdout.decode().split()[1] if buildx.returncode == 0 else "does not answer",
             (),
-            "" if buildx.returncode == 0 else "make engine (without it builds fall back to DOCKER_BUILDKIT=1)",
+            "" if buildx.returncode == 0 else f"{ENGINE}; without it builds fall back to DOCKER_BUILDKIT=1",
         ),
         Finding(
             "containerd image store",
             store,
             "on" if store else "off: images lose their registry digests when exported",
             ("bake",),
-            "" if store else "set features.containerd-snapshotter in daemon.json, or make engine",
+            "" if store else "set features.containerd-snapshotter in daemon.json",
         ),
     ]
 

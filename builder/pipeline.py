@@ -101,12 +101,14 @@ def build_image(
     manifest: str = "",
     tag: str | None = None,
     no_cache: bool = False,
+    pinned_base: str = "",
     oci: Path | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
     """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
 
-    tag: another reference than the description's.  oci: a new folder for the same image as an OCI layout, for a bake.
+    tag: another reference than the description's.  pinned_base: digest that the base image must have.
+    oci: a new or empty folder for the same image as an OCI layout, for a bake.
     """
     image, lock = loaded.spec.image, loaded.folder / context.LOCK
     name = tag or f"{image.repository}:{image.tag}"
@@ -114,9 +116,13 @@ def build_image(
         archive = Path(private) / "image.tar"
         given = machine.gather(loaded, Path(private))
         made = context.write(Path(private) / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
-        options = engine.Options(given.secrets, image.build_network, no_cache)
+        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base)
         built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
-        inspect.require_clean(inspect.scan(archive, progress=progress), name)
+        findings = inspect.scan(archive, progress=progress)
+        if findings:
+            engine.discard(name)
+        inspect.require_clean(findings, name)
+        engine.admit(archive, progress)
         if oci is not None:
             engine.layout(archive, name, oci)
     return built

@@ -34,6 +34,8 @@ def run(
                               capture_output=True, timeout=timeout_s, check=False)  # fmt: skip
     except FileNotFoundError as exc:
         raise CapabilityError(f"{argv[0]}: program not found", hint=hint or f"install {argv[0]}") from exc
+    except PermissionError as exc:
+        raise CapabilityError(f"{argv[0]}: may not be run by this user", hint=hint) from exc
     except subprocess.TimeoutExpired as exc:
         raise BuilderError(f"no answer within {timeout_s:.0f} s: {shlex.join(argv)}", hint=hint) from exc
     if check and done.returncode:

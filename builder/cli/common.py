@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from builder.errors import BuilderError, ConfigError
+from builder.errors import BuilderError
 from builder.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -59,14 +58,6 @@ class Session:
         from builder.config.load import load
 
         return load(file)
-
-    def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask on a terminal; without one, refuse unless --yes was given."""
-        if yes:
-            return
-        if not sys.stdin.isatty():
-            raise ConfigError(f"{question} needs an answer, and there is no terminal", hint="add --yes")
-        click.confirm(question, abort=True, err=True)
 
 
 def options(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:

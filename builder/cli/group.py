@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from builder import __version__
-from builder.errors import BuilderError, ConfigError
+from builder.errors import BuilderError, CapabilityError, ConfigError
 
 # name: (module, what it does). The text stands here so that --help imports no command.
 COMMANDS = {
@@ -82,6 +82,12 @@ def run(args: Sequence[str] | None = None) -> None:
         # The reader of our stdout went away (`builder ... | head`); nothing is wrong and nobody is left to tell.
         sys.stderr.close()
         code = 0
+    except OSError as exc:
+        # A file or folder that the command names and no step below explained better.
+        what = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+        error = CapabilityError(what, hint="check that the path exists and that you may use it")
+        error.__cause__ = exc
+        code = _report(error, words)
     except Exception as exc:  # noqa: BLE001  # the last line of defence: a defect of ours, told without a traceback
         code = _report(
             BuilderError(f"internal error: {type(exc).__name__}: {exc}", hint="run again with -vv and report it"), words

@@ -14,8 +14,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from builder import units
 
 MIN_CHUNK, MAX_CHUNK = 8 << 20, 64 << 20
-ENGINES = ("llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime")
-EMITTERS = ("deployment", "prefetch-daemonset", "kserve", "karpenter", "keda")
 
 
 def _size(value: object) -> object:
@@ -130,9 +128,9 @@ class Image(Section):
     cuda: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?)$")] = "none"
     """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
     gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()
-    """Compute capabilities to keep, in quotes: ["9.0"]. Empty keeps all."""
+    """Compute capabilities that will run the image, in quotes: ["9.0"]. This version keeps the code of all."""
     base: str = "debian:bookworm-slim"
-    """Base image; pinned to its digest in builder.lock."""
+    """Base image; the first build pins its digest in builder.lock."""
     wheelhouse: str | None = None
     """A folder of wheels to install from before any index is asked; for closed networks."""
     index: bool = True
@@ -150,9 +148,9 @@ class Image(Section):
 class Warmup(Section):
     """Requests made before the server counts as ready: every batch size with every length."""
 
-    batch: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
+    batch: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)] = (1,)
     """Requests at the same time."""
-    tokens: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
+    tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (32,)
     """Length of the prompt, in tokens, about."""
 
 
@@ -202,7 +200,7 @@ class Bake(Section):
     """What kind of node reads it."""
     region: str | None = None
     """Cloud region of the snapshot."""
-    contents: tuple[Literal["image", "weights", "compile-cache"], ...] = ("image",)
+    contents: Annotated[tuple[Literal["image", "weights", "compile-cache"], ...], Field(min_length=1)] = ("image",)
     """What to put on it. Weights only where they are small (below about 10 GB)."""
     volume: Volume = Volume()
     """Size and speed."""
@@ -215,7 +213,7 @@ class Bake(Section):
 class Load(Section):
     """The load test."""
 
-    concurrency: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 4, 8)
+    concurrency: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1)] = (1, 4, 8)
     """Requests in flight, one level after another."""
     requests: Annotated[int, Field(ge=1)] = 64
     """Requests per level."""
@@ -241,6 +239,8 @@ class Expect(Section):
     """Asked with temperature 0."""
     contains: str | None = None
     """Text that the answer must contain, case ignored. null: only that two answers are the same, and not empty."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """sha256 of the whole answer, as a report shows it, where every machine must answer alike."""
 
 
 class Verify(Section):
@@ -278,7 +278,7 @@ class Spec(Section):
     verify: Verify = Verify()
     """The proof."""
     emit: tuple[Literal["deployment", "prefetch-daemonset", "kserve", "karpenter", "keda"], ...] = ()
-    """What `builder emit` writes."""
+    """Kubernetes objects of this server, for the tools that write them. This version writes what `builder bake` does."""
 
     @model_validator(mode="after")
     def _ports(self) -> Spec:

@@ -17,6 +17,9 @@ EPOCH = 315_532_800
 """1980-01-01, the time of every file and of the image: the earliest that zip files, and so wheels, can hold."""
 RUNTIME_PINS = ("awscrt==0.38.1", "obstore==0.12.1", "typing_extensions==4.16.0")
 """The wheels of the shipped runtime (typing_extensions is obstore's). The same in every image: one shared layer."""
+SECRET_NAME = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|CREDENTIALS?|TOKEN|API_?KEY|ACCESS_?KEY(_ID)?)(_|$)", re.IGNORECASE)
+"""Names whose value is a secret by convention."""
+USERINFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
 REMOTE = ("s3", "gs", "az", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
@@ -119,7 +122,6 @@ def _labels(spec: Spec, plan: Recipe, manifest: str) -> dict[str, str]:
         "org.opencontainers.image.base.name": image.base,
         "builder.engine": f"{image.engine.name} {image.engine.version}",
         "builder.cuda": plan.min_driver_cuda or "none",
-        "builder.gpu-archs": ",".join(image.gpu_archs) or "all",
         "builder.manifest": _digest(manifest),
         "builder.tool": __version__,
     }
@@ -133,7 +135,7 @@ def _digest(manifest: str) -> str:
 def _refuse(values: dict[str, str], what: str) -> None:
     """No secret and no line break: an image is public to whoever can pull it."""
     for key, value in values.items():
-        if SECRET_LOOK.search(value):
+        if SECRET_LOOK.search(value) or SECRET_NAME.search(key) or USERINFO.search(value):
             raise ConfigError(f"image {what} {key}: looks like a secret", hint="pass it to the container when it starts")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key):
             raise ConfigError(f"image {what} {key!r}: expected letters, digits, '_', '.' and '-'")

@@ -31,7 +31,7 @@ from builder.errors import BuilderError, CapabilityError, ConfigError, Integrity
 from builder.image.dockerfile import EPOCH
 from builder.progress import NoProgress, Progress, step
 
-HINT_ENGINE = "make engine"
+HINT_ENGINE = "install Docker 26 or newer with buildx (in a checkout: make engine)"
 TAIL = 25
 # Predefined build arguments: BuildKit keeps them out of history and cache keys.
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -81,11 +81,15 @@ class BuiltImage:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """secrets: id to file. network: of RUN lines. no_cache: run every step again."""
+    """secrets: id to file. network: of RUN lines. no_cache: run every step again.
+
+    pinned_base: digest that the base image must have, or "" where none is pinned yet.
+    """
 
     secrets: Mapping[str, Path] = field(default_factory=dict)
     network: str = "default"
     no_cache: bool = False
+    pinned_base: str = ""
 
 
 def find() -> Backend:
@@ -121,24 +125,41 @@ def base_digest(base: str) -> str:
 def build(
     folder: Path, *, reference: str, base: str, archive: Path, options: Options | None = None, progress: Progress | None = None
 ) -> BuiltImage:
-    """Build `folder` and leave the image in the engine as `reference`, and as an archive in the new file `archive`.
+    """Build `folder` into the new file `archive`; `admit` makes it the engine's image `reference`, `discard` forgets it.
 
-    archive: an OCI archive where the engine keeps images in containerd, else what its `docker save` makes.
+    archive: an OCI archive where the engine keeps images in containerd; else what `docker save` makes, and then the image
+    is in the engine already, because such an engine has no other way.
     Raises CapabilityError without an engine or a base image, BuilderError with the failing step's last lines.
     """
     options, progress = options or Options(), progress or NoProgress()
     backend = find()
     parent = base_digest(base)
+    if options.pinned_base and parent != options.pinned_base:
+        raise ConfigError(
+            f"base image {base} is {parent}; builder.lock pins {options.pinned_base}",
+            hint="pull the pinned one, or accept the new one with `builder build --update-base`",
+        )
     started = time.monotonic()
     _stream(_command(folder, reference, archive, backend, options), progress)
     if backend.archives:
-        with step(progress, "load the image into the engine"):
-            _docker("load", "--quiet", "--input", str(archive), timeout_s=1800)
         built = from_archive(archive, reference)
     else:
         built = _from_engine(reference)
         save(reference, archive)
     return dataclasses.replace(built, base=base, base_digest=parent, seconds=time.monotonic() - started)
+
+
+def admit(archive: Path, progress: Progress | None = None) -> None:
+    """Make what `build` left in `archive` an image of the engine."""
+    if find().archives:
+        with step(progress or NoProgress(), "image: load into the engine"):
+            _docker("load", "--quiet", "--input", str(archive), timeout_s=1800)
+
+
+def discard(reference: str) -> None:
+    """Take back what `build` may have left in the engine."""
+    if not find().archives:
+        _docker("image", "rm", "--force", reference)
 
 
 def export_oci(reference: str, folder: Path) -> str:
@@ -148,9 +169,7 @@ def export_oci(reference: str, folder: Path) -> str:
     registry would show; that is checked. Raises CapabilityError where the engine has no such store.
     """
     _need_digests(find())
-    found = _inspect(reference)
-    if found is None:
-        raise ConfigError(f"{reference}: no such image in the engine", hint="run `builder build` first")
+    found = _need_image(reference)
     with tempfile.TemporaryDirectory(prefix="builder-save-") as work:
         archive = Path(work) / "image.tar"
         save(reference, archive)
@@ -162,7 +181,8 @@ def export_oci(reference: str, folder: Path) -> str:
 
 
 def save(reference: str, archive: Path) -> None:
-    """`docker save` into the new file `archive`."""
+    """`docker save` into the new file `archive`. Raises CapabilityError if there is no such image."""
+    _need_image(reference)
     _docker("save", "--output", str(archive), reference, timeout_s=1800)
 
 
@@ -200,6 +220,13 @@ def from_archive(archive: Path, reference: str) -> BuiltImage:
         manifest = json.loads(_member(tar, "blobs/" + digest.replace(":", "/")))
     layers = manifest["layers"]
     return BuiltImage(reference, digest, sum(layer["size"] for layer in layers), tuple(layer["digest"] for layer in layers))
+
+
+def _need_image(reference: str) -> dict[str, Any]:
+    found = _inspect(reference)
+    if found is None:
+        raise CapabilityError(f"{reference}: no such image in the engine", hint="run `builder build` first")
+    return found
 
 
 def _need_digests(backend: Backend) -> None:

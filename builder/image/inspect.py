@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from builder.errors import ClaimError, IntegrityError
+from builder.image.dockerfile import SECRET_NAME
 from builder.progress import NoProgress, Progress, step
 from builder.units import format_size
 
@@ -154,6 +155,10 @@ def scan(archive: Path, *, also: Sequence[bytes] = (), progress: Progress | None
         findings += [
             Finding(kind, "configuration or history", _hidden(hit)) for kind, hit in _secrets(text, also, address=True)
         ]
+        for setting in (found.config.get("config") or {}).get("Env") or ():
+            name, _, value = str(setting).partition("=")
+            if value and SECRET_NAME.search(name):
+                findings.append(Finding("variable named like a secret", "environment", name))
         for blob in found.blobs:
             for member, file in _members(tar, blob):
                 findings += _scan_file(f"{_digest(blob)[:19]}:/{member.name}", member, file, also)

@@ -82,7 +82,7 @@ def store_environment(launch: Launch) -> dict[str, str]:
         out["BUILDER_ENDPOINT_URL"] = launch.endpoint_url
     if launch.region:
         out["BUILDER_REGION"] = launch.region
-    return {**launch.credentials, **launch.env, **out}
+    return {**launch.credentials, **out}
 
 
 def whole_environment(launch: Launch, *, port: int, control_port: int, models_root: str) -> dict[str, str]:
@@ -91,6 +91,7 @@ def whole_environment(launch: Launch, *, port: int, control_port: int, models_ro
     return {
         "CUDA_MODULE_LOADING": "LAZY",
         **store_environment(launch),
+        **launch.env,
         "BUILDER_MODELS_ROOT": models_root,
         "BUILDER_ENGINE": launch.engine,
         "BUILDER_ENGINE_ARGS": json.dumps(list(serve.args)),

@@ -50,7 +50,6 @@ class _Plan:
     start: Start
     progress: Progress = field(default_factory=NoProgress)
     timeout_s: float = TIMEOUT_S
-    recorded_sha256: str | None = None
 
 
 def verify_image(
@@ -61,11 +60,10 @@ def verify_image(
     options: container.Options | None = None,
     progress: Progress | None = None,
     timeout_s: float = TIMEOUT_S,
-    recorded_sha256: str | None = None,
 ) -> VerifyReport:
     """What the built image `reference` does on this machine's Docker engine.
 
-    timeout_s: for one start, until ready.  recorded_sha256: of the expected answer, where one is known for such a machine.
+    timeout_s: for one start, until ready.
     Raises CapabilityError (no engine, image or required GPU) and BuilderError (it ended, or never became ready).
     """
     options = options or container.Options(gpu=verify.gpu)
@@ -77,7 +75,6 @@ def verify_image(
         lambda: container.start(reference, launch, options),
         progress or NoProgress(),
         timeout_s,
-        recorded_sha256,
     )
     return _report(plan, machine, image)
 
@@ -89,7 +86,6 @@ def verify_in_place(
     environ: Mapping[str, str],
     progress: Progress | None = None,
     timeout_s: float = TIMEOUT_S,
-    recorded_sha256: str | None = None,
 ) -> VerifyReport:
     """The same without image and engine: this Python's own runtime on this machine. environ: see `in_place.start`."""
     if verify.gpu == "required" and not host.gpus():
@@ -98,7 +94,7 @@ def verify_in_place(
             hint="run on a GPU machine, or set verify.gpu: auto",
         )
     start = functools.partial(in_place.start, launch, environ=environ)
-    plan = _Plan(launch, verify, start, progress or NoProgress(), timeout_s, recorded_sha256)
+    plan = _Plan(launch, verify, start, progress or NoProgress(), timeout_s)
     return _report(plan, host.facts(), None)
 
 
@@ -196,7 +192,7 @@ def _checks(plan: _Plan, seen: list[Seen], *, in_image: bool) -> list[Check]:
 
 def _checks_of(plan: _Plan, one: Seen, *, in_image: bool) -> list[Check]:
     expect = plan.verify.expect
-    answers = checks.answers(expect, one.asked, plan.recorded_sha256) if one.asked else [one.silent] if one.silent else []
+    answers = checks.answers(expect, one.asked) if one.asked else [one.silent] if one.silent else []
     out = [*answers, checks.module_loading(one.look), checks.weights(one.look, plan.launch.manifest)]
     if in_image:
         out.append(checks.user(one.look))

@@ -201,7 +201,7 @@ def test_without_docker_the_load_test_runs_in_place_and_the_rest_is_said(tmp_pat
     assert [line.split(":")[0] for line in done.told["left_out"]] == ["image", "bake"]
     assert done.told["verify"]["target"] == "in-place"
     assert done.told["verify"]["ok"] is True
-    assert "left out: docker: no engine answers (make engine)" in done.talk
+    assert "left out: docker: no engine answers (install Docker" in done.talk
 
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:

@@ -85,7 +85,6 @@ LABEL org.opencontainers.image.title="smollm2-135m" \
       org.opencontainers.image.base.name="debian:bookworm-slim" \
       builder.engine="llama.cpp 2026.10.11549" \
       builder.cuda="none" \
-      builder.gpu-archs="all" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

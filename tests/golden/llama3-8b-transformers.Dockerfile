@@ -89,7 +89,6 @@ LABEL org.opencontainers.image.title="llama3-8b" \
       org.opencontainers.image.base.name="python:3.12-slim-bookworm" \
       builder.engine="transformers 5.23.0" \
       builder.cuda="13.0" \
-      builder.gpu-archs="9.0" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

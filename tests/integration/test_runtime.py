@@ -292,6 +292,46 @@ def test_sigterm_before_there_is_an_engine(serve: Serve, tmp_path: Path, store: 
         os.killpg(holder.pid, signal.SIGKILL)
 
 
+def ignores(pid: int, number: int) -> bool:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
+
+
+def test_an_engine_that_becomes_healthy_after_the_signal_is_not_ready(serve: Serve) -> None:
+    served = serve("--start-s", "1.5", "--term", "ignore", BUILDER_GRACE_S="3")
+    pid = served.engine_pid()
+    served.until(lambda: ignores(pid, signal.SIGTERM))
+    served.process.send_signal(signal.SIGTERM)
+    seen = set()
+    while served.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            seen.add((served.get("/ready")[0], served.get("/ready")[1]["step"]))
+        time.sleep(0.05)
+    assert seen <= {(503, "engine"), (503, "stopping")}
+    assert (503, "stopping") in seen
+    assert served.process.returncode == 137
+    assert not {"engine_init", "first_token", "stable"} & {p.phase for p in parse_lines(served.out.read_text().splitlines())}
+    assert "builder: ready:" not in served.err.read_text()
+
+
+def test_a_forwarded_signal_arrives_though_it_was_ignored_before_exec(store: Path, tmp_path: Path) -> None:
+    """A shell without job control starts `program &` with SIGINT and SIGQUIT ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        served = Served(tmp_path, store, (), {"BUILDER_GRACE_S": "3"})
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    try:
+        pid = served.until_ready()["engine_pid"]
+        assert not ignores(pid, signal.SIGINT)
+        assert not ignores(pid, signal.SIGQUIT)
+        assert served.end(signal.SIGINT) != 137
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
 def test_nothing_outlives_the_runtime(serve: Serve) -> None:
     served = serve()
     pid = served.until_ready()["engine_pid"]
@@ -322,6 +362,9 @@ def test_an_engine_that_stays_silent_is_an_error_with_a_hint(serve: Serve) -> No
     ("name", "value", "code", "said"),
     [
         ("BUILDER_QUEUE", "yes", 2, "BUILDER_QUEUE='yes': expected 0 or 1"),
+        ("BUILDER_HOST", "no-such-host.invalid", 2, "BUILDER_HOST='no-such-host.invalid': "),
+        ("BUILDER_PHASES", "/no/such/phases", 2, "BUILDER_PHASES='/no/such/phases': expected a file in a folder that exists"),
+        ("BUILDER_STORE", "s3://a@b/c", 2, "BUILDER_STORE: the s3:// URL has credentials in it"),
         ("BUILDER_MODEL", "other", 3, "no model 'other'"),
         ("BUILDER_STORE", "/nowhere", 5, "no such folder"),
         ("BUILDER_ENGINE_ARGS", '["/no/such/program"]', 127, "program not found"),
@@ -342,6 +385,17 @@ def test_a_taken_port_is_named(serve: Serve) -> None:
     assert f"port {first.port} of 127.0.0.1" in second.err.read_text()
 
 
+def test_a_taken_port_is_named_before_an_engine_without_a_queue_starts(serve: Serve, tmp_path: Path) -> None:
+    """Else the other server's health would be taken for the engine's."""
+    first = serve()
+    first.until_ready()
+    second = serve("--fork", str(tmp_path / "pid"), BUILDER_PORT=str(first.port), BUILDER_QUEUE="0")
+    assert second.process.wait(WAIT_S) == 4
+    assert f"port {first.port} of 127.0.0.1" in second.err.read_text()
+    assert "hint: set BUILDER_PORT to a free port" in second.err.read_text()
+    assert not (tmp_path / "pid").exists()
+
+
 def test_probe_and_prefetch(serve: Serve) -> None:
     served = serve()
 
@@ -358,6 +412,13 @@ def test_probe_and_prefetch(serve: Serve) -> None:
     served.end()
     after = run("probe", "ready")
     assert (after.returncode, "control port" in after.stderr) == (1, True)
+    served.env["BUILDER_CONTROL_PORT"] = "99999"
+    wrong = run("probe", "ready")
+    assert (wrong.returncode, "BUILDER_CONTROL_PORT='99999'" in wrong.stderr) == (2, True)
+    served.env |= {"BUILDER_CONTROL_PORT": "8001", "BUILDER_PHASES": "/no/such/phases"}
+    refused = run("prefetch")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "BUILDER_PHASES" in refused.stderr
 
 
 def test_selftest_proves_the_claims(serve: Serve) -> None:

@@ -53,7 +53,6 @@ PINNED = {
     "pydantic_core": {"config/"},
     "obstore": {"transfer/", "stores/s3.py"},
     "awscrt": {"transfer/checksum.py"},
-    "torch": {"runtime/torch.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
     "pytest": {"verify/fixtures.py"},
 }

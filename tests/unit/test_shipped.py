@@ -16,7 +16,6 @@ WHEELS = {"obstore", "awscrt"}
 # Imported by one child program each, inside an image that carries that engine.
 ENGINES = {
     "runtime/llamacpp.py": {"xllamacpp"},
-    "runtime/torch.py": {"torch"},
 }
 
 

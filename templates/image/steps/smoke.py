@@ -1,7 +1,7 @@
 """smoke.py REPORT MODULE...: prove that this image can serve, as the user who will; write what was found to REPORT.
 
-Imports the engine's MODULEs, the whole standard library that the runtime needs (a minimal Python lacks parts of it),
-and starts builder's runtime far enough to print its help. Runs inside the build; a failure fails the build.
+Imports the engine's MODULEs, every module of builder's runtime, the whole standard library that they need (a minimal
+Python lacks parts of it), and starts the runtime far enough to print its help. Runs inside the build, and fails it.
 """
 
 import importlib
@@ -16,13 +16,19 @@ STANDARD = (
     *("asyncio", "contextvars", "ctypes", "hashlib", "http.server", "json", "logging", "mmap"),
     *("multiprocessing", "signal", "socket", "ssl", "urllib.request", "zlib"),
 )
+# Every module of the shipped set but the engines' own programs; the program imports most of them only when needed.
+RUNTIME = sorted(
+    ".".join(path.relative_to("/opt/builder").with_suffix("").parts)
+    for path in Path("/opt/builder/builder").rglob("*.py")
+    if path.stem not in ("__main__", "__init__", "llamacpp", "torch")
+)
 USER = 10001
 
 
 def main(report: Path, modules: list[str]) -> None:
     if os.getuid() != USER:
         sys.exit(f"smoke: running as user {os.getuid()}, the image is for {USER}")
-    for name in [*STANDARD, "obstore", "awscrt.checksums", *modules]:
+    for name in [*STANDARD, "obstore", "awscrt.checksums", *RUNTIME, *modules]:
         importlib.import_module(name)
     for folder in (Path.home(), Path("/var/lib/builder/models")):
         probe = folder / ".smoke"

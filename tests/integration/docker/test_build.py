@@ -19,7 +19,7 @@ from builder.cli.build import command as build_command
 from builder.cli.image import command as image_command
 from builder.config import lock
 from builder.config.load import Loaded, load
-from builder.errors import BuilderError, CapabilityError, ClaimError
+from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
 from builder.image import context, engine, inspect, machine
 from builder.image.engine import Backend, BuiltImage, Options
 from builder.pipeline import build_image
@@ -146,6 +146,19 @@ def test_build_command_writes_the_lock(demo: Demo, tmp_path: Path) -> None:
     assert section["digest"] == shown["digest"] == json.loads(docker("image", "inspect", shown["reference"]))[0]["Id"]
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", section["base_digest"])
     docker("rmi", "-f", shown["reference"])
+    lock.update(tmp_path / "builder.lock", "image", section | {"base_digest": "sha256:" + "0" * 64})
+    with pytest.raises(ConfigError, match=r"builder\.lock pins sha256:0000"):
+        CliRunner().invoke(build_command, args, catch_exceptions=False)
+
+
+def test_an_image_that_fails_its_scan_never_reaches_the_engine(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan finds a file that every image holds, as if it were a secret."""
+    tag = demo.built.reference + "-dirty"
+    finding = inspect.Finding("secret", "layer 1", "planted")
+    monkeypatch.setattr(inspect, "scan", lambda *args, **kwargs: [finding])
+    with pytest.raises(ClaimError, match="no image may hold"):
+        build_image(demo.loaded, tag=tag)
+    assert docker("images", "-q", tag) == ""
 
 
 def derived(demo: Demo, folder: Path, name: str, data: bytes) -> str:

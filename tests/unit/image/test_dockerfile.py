@@ -200,3 +200,18 @@ def test_an_official_python_base_gets_no_second_python() -> None:
     assert "python3-venv" not in text
     assert "libpython3-stdlib" not in text
     assert "libpython3-stdlib" in dockerfile(spec())  # and a bare Debian gets all of the standard library
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "HF_TOKEN", "MY_API_KEY", "aws_access_key_id"])
+def test_a_variable_named_like_a_secret_never_enters_the_image(name: str) -> None:
+    spec = load(resources.folder("images") / "demo-llama-cpp" / "builder.yaml").spec
+    image = spec.image.model_copy(update={"env": {name: "x"}})
+    with pytest.raises(ConfigError, match=f"{name}: looks like a secret"):
+        dockerfile(spec.model_copy(update={"image": image}))
+
+
+def test_a_password_in_the_endpoint_never_enters_the_image() -> None:
+    spec = load(resources.folder("images") / "demo-llama-cpp" / "builder.yaml").spec
+    weights = spec.weights.model_copy(update={"endpoint_url": "https://user:pw@s3.example.com"})
+    with pytest.raises(ConfigError, match="BUILDER_ENDPOINT_URL: looks like a secret"):
+        dockerfile(spec.model_copy(update={"weights": weights}))

@@ -46,7 +46,10 @@ def test_no_docker_exits_4_and_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CapabilityError, match="needs a Docker engine") as caught:
         engine.find()
-    assert (caught.value.exit_code, caught.value.hint) == (4, "make engine")
+    assert (caught.value.exit_code, caught.value.hint) == (
+        4,
+        "install Docker 26 or newer with buildx (in a checkout: make engine)",
+    )
 
 
 def test_docker_without_an_engine_exits_4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_docker_without_an_engine_exits_4(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(CapabilityError, match="Cannot connect to the Docker daemon") as caught:
         engine.find()
-    assert caught.value.hint == "make engine"
+    assert caught.value.hint == "install Docker 26 or newer with buildx (in a checkout: make engine)"
 
 
 def test_an_engine_too_old_for_buildkit_exits_4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_secret_across_two_blocks_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"config": {"Env": ["TOKEN=" + HF.decode()]}},
+        {"config": {"Env": ["AUTH=" + HF.decode()]}},
         {"config": {"Labels": {"a": AWS.decode()}}},
         {"history": [{"created_by": "RUN curl -H " + GITHUB.decode()}]},
         {"history": [{"created_by": "RUN pip install --index-url https://me:" + "pass" + "@index.example.com/simple x"}]},
@@ -90,6 +90,12 @@ def test_a_secret_across_two_blocks_is_found(tmp_path: Path) -> None:
 def test_a_secret_in_the_configuration_or_history_is_found(config: dict[str, Any], tmp_path: Path) -> None:
     findings = inspect.scan(image(tmp_path / "i.tar", {"a": b""}, config=config))
     assert [one.place for one in findings] == ["configuration or history"]
+
+
+def test_a_variable_named_like_a_secret_is_found_and_its_value_not_repeated(tmp_path: Path) -> None:
+    env = ["PATH=/bin", "DB_PASSWORD=hunter22", "AWS_SECRET_ACCESS_KEY=", "BUILDER_WARMUP_TOKENS=32"]
+    [found] = inspect.scan(image(tmp_path / "i.tar", {"a": b"b"}, config={"config": {"Env": env}}))
+    assert (found.place, found.detail) == ("environment", "DB_PASSWORD")
 
 
 @pytest.mark.parametrize("name", ["m/model.safetensors", "m/a.gguf", "M/A.GGUF"])

@@ -112,7 +112,7 @@ def test_the_template_snapshots_the_data_volume_alone() -> None:
 
 def test_the_part_that_packer_1_6_knows_validates(tmp_path: Path) -> None:
     if process.which("packer") is None:
-        missing("root", "packer is not installed (scripts/system)")
+        missing("packer", "packer is not installed (scripts/system)")
     template = tmp_path / "data-volume.pkr.hcl"
     template.write_text(specs.packer_1_6((PACKER / template.name).read_text()))
     (tmp_path / "write-disk.sh").write_bytes((PACKER / "write-disk.sh").read_bytes())

@@ -48,6 +48,8 @@ def test_blank_counts_as_unset() -> None:
         ("BUILDER_PORT", "65536"),
         ("BUILDER_PORT", "８０"),  # noqa: RUF001 - digits, but not ASCII
         ("BUILDER_CONTROL_PORT", "http"),
+        ("BUILDER_CONTROL_PORT", "99999"),
+        ("BUILDER_CONTROL_PORT", "\u00b2"),  # superscript two: a digit to str.isdigit, not to int
         ("BUILDER_QUEUE", "true"),
         ("BUILDER_QUEUE_LIMIT", "-1"),
         ("BUILDER_ENGINE", "vllm2"),
@@ -63,6 +65,8 @@ def test_blank_counts_as_unset() -> None:
         ("BUILDER_VERIFY", "yes"),
         ("BUILDER_GRACE_S", "0"),
         ("BUILDER_GRACE_S", "nan"),
+        ("BUILDER_PHASES", "/no/such/folder/phases"),
+        ("BUILDER_PHASES", "/"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:
@@ -75,3 +79,45 @@ def test_a_wrong_value_is_named(name: str, value: str) -> None:
 def test_the_two_ports_differ() -> None:
     with pytest.raises(ConfigError, match="are both 8001"):
         settings.read({"BUILDER_PORT": "8001"})
+
+
+@pytest.mark.parametrize("value", ["0", "65536", "99999", "-1", "http", "\u00b2", "8_001"])
+def test_the_probe_reads_the_control_port_as_strictly(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("BUILDER_CONTROL_PORT", value)
+    with pytest.raises(ConfigError) as caught:
+        settings.control_port()
+    assert caught.value.message == f"BUILDER_CONTROL_PORT={value!r}: expected a whole number from 1 to 65535"
+    assert "BUILDER_CONTROL_PORT" in caught.value.hint
+
+
+def test_the_probe_asks_the_default_control_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILDER_CONTROL_PORT", " ")
+    assert settings.control_port() == settings.read({}).control_port
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("BUILDER_STORE", "s3://a@b/c"),
+        ("BUILDER_STORE", "s3://key:hidden@bucket/x"),
+        ("BUILDER_STORE", "s3://key:hidden/with/slash@bucket/x"),
+        ("BUILDER_STORE", "https://user:hidden@host:9000/x"),
+        ("BUILDER_ENDPOINT_URL", "http://user:hidden@host:9000"),
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(name: str, url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings.read({name: url})
+    assert caught.value.message.startswith(f"{name}: the {url.partition(':')[0]}:// URL has credentials in it")
+    assert "hidden" not in caught.value.message + caught.value.hint
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/team@v2/x", "http://host:9000/x", "https://[::1]:9000/a@b", "/srv/a@b", "gs://b"])
+def test_other_store_urls_are_taken_as_they_are(url: str) -> None:
+    assert settings.read({"BUILDER_STORE": url}).store == url
+
+
+def test_a_phase_file_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    assert settings.read({"BUILDER_PHASES": str(tmp_path / "phases")}).phases == tmp_path / "phases"
+    assert settings.read({"BUILDER_PHASES": "phases"}).phases == Path("phases")

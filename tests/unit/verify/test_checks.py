@@ -52,11 +52,12 @@ def test_wrong_answers_fail(first: str, second: str, failed: set[str]) -> None:
     assert {c.id for c in found if not c.ok} == failed
 
 
-def test_a_recorded_answer_is_compared() -> None:
+def test_a_whole_answer_is_compared_where_its_digest_is_described() -> None:
     sha = checks.answer_of(Expect(), Asked(PARIS, PARIS, 0.0)).sha256
     assert sha == hashlib.sha256(b"The capital of France is Paris.").hexdigest()
-    assert by_id(checks.answers(Expect(), Asked(PARIS, PARIS, 0.0), sha))["answer.recorded"].ok
-    assert not by_id(checks.answers(Expect(), Asked("Lyon.", "Lyon.", 0.0), sha))["answer.recorded"].ok
+    assert by_id(checks.answers(Expect(sha256=sha), Asked(PARIS, PARIS, 0.0)))["answer.sha256"].ok
+    assert not by_id(checks.answers(Expect(sha256=sha), Asked("Lyon.", "Lyon.", 0.0)))["answer.sha256"].ok
+    assert "answer.sha256" not in by_id(checks.answers(Expect(), Asked(PARIS, PARIS, 0.0)))
 
 
 def test_lazy_in_every_engine_process_holds() -> None:

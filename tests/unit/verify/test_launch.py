@@ -36,7 +36,6 @@ def test_an_image_is_told_where_its_weights_are_and_nothing_else() -> None:
     assert store_environment(made()) == {
         "AWS_SECRET_ACCESS_KEY": "s3cr3t-key",
         "AWS_REGION": "eu",
-        "THREADS": "2",
         "BUILDER_STORE": "s3://bucket/x",
         "BUILDER_MODEL": DIGEST,
         "BUILDER_ENDPOINT_URL": "http://127.0.0.1:9000",
