@@ -17,6 +17,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with what a terminal would act on, or not show, escaped: names of files and tensors come from strangers.
+
+    keep: characters to leave as they are.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class BuilderError(Exception):
     """What happened, with values; what to do about it, apart from it.
 
@@ -29,9 +42,9 @@ class BuilderError(Exception):
     code: ClassVar[str] = "failed"
 
     def __init__(self, message: str, *, hint: str = "", where: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message, keep="\n")
+        super().__init__(self.message)
+        self.hint = printable(hint, keep="\n")
         self.where = dict(where or {})
         self.shown = False  # set by a command whose printed result already holds this error
 

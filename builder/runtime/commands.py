@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("--contains", default="", help="text that the answer must contain")
     test.add_argument("--max-tokens", type=int, default=48, help="length of the answer (default: %(default)s)")
     test.add_argument("--concurrency", default="1,4", help="load levels (default: %(default)s)")
-    test.add_argument("--requests", type=int, default=8, help="requests per level (default: %(default)s)")
+    test.add_argument("--requests", default="8", help="requests per level (default: %(default)s)")
     test.add_argument("--timeout", type=float, default=600.0, help="seconds until ready (default: %(default)s)")
     return p

@@ -19,9 +19,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from builder import __version__
-from builder.errors import CapabilityError
 from builder.format.phases import unaccounted
-from builder.runtime.http import HEAD_BYTES, interface, read_request, response, status_of
+from builder.runtime.http import HEAD_BYTES, interface, listening, read_request, response, status_of
 from builder.runtime.metrics import CONTENT_TYPE, Metric, metric, render
 
 if TYPE_CHECKING:
@@ -40,17 +39,10 @@ class Control:
         self._lock = asyncio.Lock()
 
     async def listen(self) -> None:
-        """Raises CapabilityError if the port is taken or may not be opened."""
-        settings = self.serve.settings
-        try:
-            self._server = await asyncio.start_server(
-                self._handle, interface(settings.host), settings.control_port, limit=HEAD_BYTES
-            )
-        except OSError as exc:
-            raise CapabilityError(
-                f"control port {settings.control_port} of {settings.host}: {exc.strerror}",
-                hint="set BUILDER_CONTROL_PORT to a free port",
-            ) from exc
+        """Raises CapabilityError if the port is taken or may not be opened, ConfigError if the host is not this machine."""
+        host, port = self.serve.settings.host, self.serve.settings.control_port
+        with listening(host, port, "BUILDER_CONTROL_PORT", what="control port"):
+            self._server = await asyncio.start_server(self._handle, interface(host), port, limit=HEAD_BYTES)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):

@@ -19,8 +19,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, cast
 
-from builder.errors import CapabilityError
-from builder.runtime.http import interface, response
+from builder.runtime.http import interface, listening, response
 
 RETRY_AFTER_S = 5
 HELD_BYTES = 64 << 10  # of one held request, in memory; the rest waits in the client's socket
@@ -44,12 +43,10 @@ class Gate:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> None:
-        """Raises CapabilityError if the port is taken or may not be opened."""
+        """Raises CapabilityError if the port is taken or may not be opened, ConfigError if the host is not this machine."""
         loop = asyncio.get_running_loop()
-        try:
+        with listening(host, port, "BUILDER_PORT"):
             self.server = await loop.create_server(lambda: _Client(self), interface(host), port, backlog=1024)
-        except OSError as exc:
-            raise CapabilityError(f"port {port} of {host}: {exc.strerror}", hint="set BUILDER_PORT to a free port") from exc
 
     def open(self) -> None:
         """Let the held connections through, first come first served, and later ones directly."""

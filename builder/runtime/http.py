@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+
+from builder.errors import CapabilityError, ConfigError
 
 HEAD_BYTES = 16 << 10
 HEAD_S = 5.0
@@ -13,6 +18,29 @@ REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not All
 def interface(host: str) -> str | None:
     """What asyncio should listen on: None, all of IPv4 and IPv6, for "::", which asyncio itself takes as IPv6 alone."""
     return None if host == "::" else host
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int, variable: str, *, what: str = "port") -> Iterator[None]:
+    """Around a bind: what goes wrong is the fault of BUILDER_HOST, or of the port that `variable` sets.
+
+    Raises ConfigError if `host` is no address of this machine, CapabilityError if the port is taken or may not be opened.
+    """
+    try:
+        yield
+    except UnicodeError as exc:  # a label that is empty or longer than 63 characters
+        raise _not_here(host, "not a host name") from exc
+    except OSError as exc:
+        # Newer versions of asyncio skip addresses that are not available, and give no errno when none is left.
+        if isinstance(exc, socket.gaierror) or exc.errno in (errno.EADDRNOTAVAIL, None):
+            raise _not_here(host, exc.strerror or str(exc)) from exc
+        raise CapabilityError(f"{what} {port} of {host}: {exc.strerror}", hint=f"set {variable} to a free port") from exc
+
+
+def _not_here(host: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"BUILDER_HOST={host!r}: {why}; expected an address or a name of this machine", hint="correct or unset BUILDER_HOST"
+    )
 
 
 def response(

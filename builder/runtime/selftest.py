@@ -2,7 +2,7 @@
 
     answers       the question gets a non-empty answer, the same one twice (greedy decoding), with the text asked for
     lazy          the engine process's own environment has CUDA_MODULE_LOADING, with the value that was set here
-    load          every level is served without an error
+    load          every level is served: at least one answer, and no error
     ends          SIGTERM ends it within its grace period
 
 Prints one JSON object; exit 7 if a claim fails, the server's own code if it never becomes ready.
@@ -33,17 +33,15 @@ LAZY = "CUDA_MODULE_LOADING"
 
 
 def main(args: argparse.Namespace, settings: Settings) -> int:
-    try:
-        levels = [int(level) for level in args.concurrency.split(",")]
-    except ValueError as exc:
-        raise ConfigError(f"--concurrency {args.concurrency}: {exc}", hint="give levels as 1,4") from exc
+    levels = [_whole("--concurrency", args.concurrency, level) for level in args.concurrency.split(",")]
+    requests = _whole("--requests", args.requests, args.requests)
     with tempfile.TemporaryFile("w+") as out:
         started = time.time()
         server = subprocess.Popen([sys.executable, "-m", "builder.runtime", "serve"], stdout=out, stdin=subprocess.DEVNULL)
         try:
             status = _until_ready(server, settings, args.timeout)
             ready = time.time()
-            result = _claims(args, settings, status, levels)
+            result = _claims(args, settings, status, [(level, max(level, requests)) for level in levels])
         finally:
             ended = _stop(server, settings.grace_s)
         out.seek(0)
@@ -63,8 +61,23 @@ def main(args: argparse.Namespace, settings: Settings) -> int:
     return CLAIM_EXIT if result["failures"] else 0
 
 
-def _claims(args: argparse.Namespace, settings: Settings, status: dict[str, Any], levels: list[int]) -> dict[str, Any]:
-    """Everything that needs the running server. failures: one line per claim that does not hold."""
+def _whole(option: str, given: str, text: str) -> int:
+    """`text`, a part of what was `given`, as a number of at least 1. Raises ConfigError."""
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
+        raise ConfigError(
+            f"{option} {given}: expected a whole number from 1 to 999999, found {text!r}", hint=f"correct {option}"
+        )
+    return int(text)
+
+
+def _claims(
+    args: argparse.Namespace, settings: Settings, status: dict[str, Any], levels: list[tuple[int, int]]
+) -> dict[str, Any]:
+    """Everything that needs the running server. levels: (concurrency, requests).
+
+    failures: one line per claim that does not hold.
+    """
     url, model = f"http://127.0.0.1:{settings.port}", status["model"]
     failures = []
     first, second = (ask(url, model, args.prompt, max_tokens=args.max_tokens, timeout_s=args.timeout) for _ in range(2))
@@ -79,8 +92,8 @@ def _claims(args: argparse.Namespace, settings: Settings, status: dict[str, Any]
         failures.append(f"{LAZY}: the engine has {lazy!r}, the image sets {settings.reported.get(LAZY)!r}")
     if lazy != "LAZY":
         failures.append(f"{LAZY}: the engine has {lazy!r}, expected 'LAZY'")
-    load = [run_level(url, model, concurrency=level, requests=max(level, args.requests)) for level in levels]
-    failures += [_load_failure(report) for report in load if report.errors]
+    load = [run_level(url, model, concurrency=concurrency, requests=requests) for concurrency, requests in levels]
+    failures += [said for report in load if (said := load_failure(report))]
     return {
         "model": model,
         "digest": status["digest"],
@@ -92,8 +105,11 @@ def _claims(args: argparse.Namespace, settings: Settings, status: dict[str, Any]
     }
 
 
-def _load_failure(report: LevelReport) -> str:
-    return f"load {report.concurrency}: {report.errors} of {report.requests} requests failed: {report.error_samples[0]}"
+def load_failure(report: LevelReport) -> str:
+    """Why the claim does not hold for this level, or "". A level that asked nothing proves nothing."""
+    if report.errors:
+        return f"load {report.concurrency}: {report.errors} of {report.requests} requests failed: {report.error_samples[0]}"
+    return "" if report.requests > 0 else f"load {report.concurrency}: no request was completed"
 
 
 def _until_ready(server: subprocess.Popen[bytes], settings: Settings, timeout_s: float) -> dict[str, Any]:

@@ -4,13 +4,15 @@
     beside it   the control port and the gate answer from the first moment; signals and the engine's end are watched
 
 Exit code: the engine's own, 128 + n if a signal ended it; the cause's own when a step before failed. After a signal the
-engine gets the same one, then `grace_s` seconds, then SIGKILL. Nothing it started outlives this process.
+engine gets the same one, then `grace_s` seconds, then SIGKILL. Nothing it started outlives this process. What comes up
+late, after the signal, changes nothing: it is not warmed up, the gate stays closed, /ready stays 503.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import threading
@@ -25,7 +27,7 @@ from builder.runtime import warmup
 from builder.runtime.children import Child, Children
 from builder.runtime.engines import ENGINES, Launch
 from builder.runtime.gate import Gate
-from builder.runtime.http import status_of
+from builder.runtime.http import interface, listening, status_of
 from builder.runtime.record import Recorder, log
 from builder.runtime.settings import Settings
 from builder.runtime.weights import Found, find
@@ -79,35 +81,61 @@ class Serve:
         await Control(self).listen()
         if self.gate:
             await self.gate.listen(self.settings.host, self.settings.port)
+        else:
+            await self._claim_port()
         up = asyncio.ensure_future(self._bring_up())
         try:
             both: list[asyncio.Future[Any]] = [up, self.stopped]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
+            if not self.stopped.done():
                 up.result()
                 await self.stopped
+            await _cancel(up)
             return await self._end()
         finally:
-            up.cancel()
+            await _cancel(up)
             if self.gate:
                 self.gate.close(f"failed during step {self.state.step!r}")
                 await self.gate.flushed()
             if self.state.engine:
                 self.state.engine.kill_group()
 
+    async def _claim_port(self) -> None:
+        """Without a gate the engine opens the public port itself: is it free? Else its owner would pass for the engine.
+
+        Raises CapabilityError if the port is taken or may not be opened, ConfigError if the host is not this machine.
+        """
+        host, port = self.settings.host, self.settings.port
+        with listening(host, port, "BUILDER_PORT"):  # bound and closed again, never listened on
+            server = await asyncio.get_running_loop().create_server(
+                asyncio.Protocol, interface(host), port, start_serving=False
+            )
+        server.close()
+
     async def _bring_up(self) -> None:
         gpu = asyncio.ensure_future(self._gpu())
-        found = self.state.found = await self._weights()
-        child = await self._start(found)
-        warm = asyncio.ensure_future(self._warm(found))
-        either: list[asyncio.Future[Any]] = [warm, child.ended]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if warm.done() and warm.exception():  # a dying engine breaks its connections first, and its exit code says more
-            await asyncio.wait({child.ended}, timeout=1.0)
-        if not child.ended.done():
-            warm.result()
+        try:
+            found = self.state.found = await self._weights()
+            if not self.stopped.done():
+                child = await self._start(found)
+                await self._warmed(child, found)
+                if not child.ended.done():
+                    self._ready()
+        finally:
             gpu.cancel()
-            self._ready()
+
+    async def _warmed(self, child: Child, found: Found) -> None:
+        """The warm-up, unless the engine ends first. Raises BuilderError if the living engine does not answer."""
+        warm = asyncio.ensure_future(self._warm(found))
+        try:
+            either: list[asyncio.Future[Any]] = [warm, child.ended]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if warm.done() and warm.exception():  # a dying engine breaks its connections first, and its exit code says more
+                await asyncio.wait({child.ended}, timeout=1.0)
+            if not child.ended.done():
+                warm.result()
+        finally:
+            await _cancel(warm)
 
     async def _weights(self) -> Found:
         self._enter("weights")
@@ -149,15 +177,26 @@ class Serve:
         return child
 
     async def _warm(self, found: Found) -> None:
+        """Ends early once stopped: what is left of the engine's time belongs to the requests it still serves."""
+        if self.stopped.done():
+            return
         self._enter("warm-up")
         settings, name, host = self.settings, found.manifest.name, self.state.engine_host
         url = f"http://{f'[{host}]' if ':' in host else host}:{self.state.engine_port}"
         with self.recorder.phase("first_token") as detail:
             detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S)))
-        with self.recorder.phase("stable") as detail:
-            batch, tokens, budget_s = settings.warmup_batch, settings.warmup_tokens, settings.warmup_s
-            shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s))
-            detail["shapes"] = [shape.to_json() for shape in shapes]
+        if self.stopped.done():
+            return
+
+        def clock() -> float:  # read by the warm-up's own thread, which nothing can cancel
+            return math.inf if self.stopped.done() else time.monotonic()
+
+        start = time.time()
+        batch, tokens, budget_s = settings.warmup_batch, settings.warmup_tokens, settings.warmup_s
+        shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s, clock=clock))
+        if self.stopped.done():
+            return
+        self.recorder.add("stable", start, time.time(), {"shapes": [shape.to_json() for shape in shapes]})
         self.state.shapes = shapes
         for shape in shapes:
             if shape.error:
@@ -166,6 +205,8 @@ class Serve:
                 log("warm-up", f"{shape.batch} x {shape.tokens} tokens: still falling after {shape.rounds} rounds")
 
     def _ready(self) -> None:
+        if self.stopped.done():
+            return
         self._enter("ready")
         self.state.ready_at = now = time.time()
         if self.gate:
@@ -191,7 +232,9 @@ class Serve:
             return False
 
     def _enter(self, step: str) -> None:
-        self.state.step = step
+        """The last step stays: "stopping" or "failed"."""
+        if not self.stopped.done():
+            self.state.step = step
 
     def _stop(self, number: int) -> None:
         """First signal: remember it, refuse new work, pass it on. Every further one is passed on too."""
@@ -233,6 +276,14 @@ def serve(settings: Settings, recorder: Recorder, began: float) -> int:
         return await Serve(settings, recorder, began).run()
 
     return asyncio.run(main())
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    """End `task`, and wait until it has ended; what it raised, if it had ended before, is dropped."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
             raise ConfigError(f"BUILDER_{name}={text!r}: {exc}", hint=f"correct or unset BUILDER_{name}") from exc
 
     settings = Settings(
-        store=get("STORE", "", str),
-        endpoint_url=get("ENDPOINT_URL", "", str),
+        store=get("STORE", "", _url("BUILDER_STORE")),
+        endpoint_url=get("ENDPOINT_URL", "", _url("BUILDER_ENDPOINT_URL")),
         region=get("REGION", "", str),
         model=get("MODEL", "", model_ref),
         models_root=get("MODELS_ROOT", MODELS_ROOT, _paths),
@@ -88,14 +89,14 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         engine=get("ENGINE", "llama.cpp", _one_of(*ENGINES)),
         engine_args=get("ENGINE_ARGS", "[]", _strings),
         host=get("HOST", "0.0.0.0", str),
-        port=get("PORT", "8000", _count(1, 65535)),
-        control_port=get("CONTROL_PORT", CONTROL_PORT, _count(1, 65535)),
+        port=get("PORT", "8000", _port),
+        control_port=get("CONTROL_PORT", CONTROL_PORT, _port),
         queue=get("QUEUE", "1", _switch),
         queue_limit=get("QUEUE_LIMIT", "256", _count(1, 100_000)),
         warmup_batch=get("WARMUP_BATCH", "1", _counts(1024)),
         warmup_tokens=get("WARMUP_TOKENS", "32", _counts(1 << 20)),
         warmup_s=get("WARMUP_S", "60", _seconds),
-        phases=get("PHASES", "", lambda text: Path(text) if text else None),
+        phases=get("PHASES", "", _file),
         grace_s=get("GRACE_S", "25", _seconds),
         ready_timeout_s=get("READY_TIMEOUT_S", "3600", _seconds),
         reported={name: env[name] for name in REPORTED if name in env},
@@ -110,9 +111,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
 def control_port() -> int:
     """BUILDER_CONTROL_PORT alone, for the exec probe. Raises ConfigError."""
     text = os.environ.get("BUILDER_CONTROL_PORT", "").strip() or CONTROL_PORT
-    if not text.isdigit():
-        raise ConfigError(f"BUILDER_CONTROL_PORT={text!r}: expected a port number", hint="correct or unset it")
-    return int(text)
+    try:
+        return _port(text)
+    except ValueError as exc:
+        raise ConfigError(f"BUILDER_CONTROL_PORT={text!r}: {exc}", hint="correct or unset BUILDER_CONTROL_PORT") from exc
 
 
 def check_ref(text: str) -> str:
@@ -147,6 +149,40 @@ def _count(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _port(text: str) -> int:
+    return _count(1, 65535)(text)
+
+
+def _url(name: str) -> Callable[[str], str]:
+    """A folder, or a URL without credentials: settings are shown by `kubectl describe` and kept in image layers."""
+
+    def parse(text: str) -> str:
+        scheme, is_url, rest = text.partition("://")
+        host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        # Buckets have no ":"; a secret key may hold a "/", which hides its "@" in what looks like the path.
+        if is_url and ("@" in host or (scheme in ("s3", "gs", "az") and ":" in host)):
+            raise ConfigError(  # the value is not repeated, for it may be a secret
+                f"{name}: the {scheme}:// URL has credentials in it (an '@' or ':' in its host); expected none",
+                hint="give them in their own variables, such as AWS_ACCESS_KEY_ID, or by the role of the machine or pod",
+            )
+        return text
+
+    return parse
+
+
+def _file(text: str) -> Path | None:
+    if not text:
+        return None
+    path = Path(text)
+    try:
+        fits = path.parent.is_dir() and not path.is_dir()
+    except OSError:  # a folder on the way that this user may not search
+        fits = False
+    if not fits:
+        raise ValueError("expected a file in a folder that exists")
+    return path
 
 
 def _counts(high: int) -> Callable[[str], tuple[int, ...]]:

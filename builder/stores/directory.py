@@ -21,7 +21,7 @@ from typing import BinaryIO
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.stores.base import Stored, other_size, too_large
 from builder.transfer.checksum import Buffer
-from builder.transfer.source import FolderSource, Source, read_into
+from builder.transfer.source import FolderSource, Source, no_such_folder, read_into
 
 INCOMING = ".incoming"
 STALE_S = 86_400
@@ -95,6 +95,8 @@ class DirectoryStore:
         folder = self.root / prefix.rpartition("/")[0]
         found = []
         with _faults(folder):
+            if not self.root.is_dir():  # an empty store and a mistyped path differ
+                raise no_such_folder(self.root)
             for at, folders, names in os.walk(folder, onerror=_unlistable):
                 folders[:] = [d for d in folders if Path(at, d) != self.root / INCOMING]
                 for name in names:

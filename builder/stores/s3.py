@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 5  # botocore "standard": full jitter, doubling, at most 20 s between two
 CONNECT_S, SILENCE_S = 10, 30
+# Until the server has answered once: a wrong address shows within 42 s, not after minutes.
+FIRST_ATTEMPTS, FIRST_SILENCE_S = 2, 20
 CONNECTIONS = 64
 PART_BYTES, PARTS_AT_ONCE = 64 << 20, 4  # of `upload`: 256 MiB in memory; 10 000 parts of 64 MiB are 640 GB
 _ABSENT = ("404", "NoSuchKey", "NotFound")
@@ -47,9 +49,12 @@ _THERE = ("PreconditionFailed", "412")  # someone else put the same bytes a mome
 # ... or is doing so now, or the server does not know the condition: put without it, the bytes are the same.
 _CONDITION = (*_THERE, "ConditionalRequestConflict", "409", "NotImplemented", "501")
 _REFUSED_BODY = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
+_STORE_WIDE = frozenset({"NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "RequestTimeTooSkewed"})
+_NEEDS = "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix"
+_T = TypeVar("_T")
 _HINTS = {
-    "AccessDenied": "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix",
-    "403": "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix",
+    "AccessDenied": _NEEDS,
+    "403": _NEEDS,
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and --endpoint-url",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "log in again; the session token has expired",
@@ -79,6 +84,8 @@ class S3Store:
         self._session = boto3.Session()
         self.region = region or self._session.region_name or "us-east-1"
         self._client, self.endpoint_url = _client(self._session, endpoint_url, self.region, attempts)
+        self._attempts = attempts
+        self._answered = False
 
     def size(self, key: str) -> int | None:
         found = self._head(key, {})
@@ -99,7 +106,7 @@ class S3Store:
     def get(self, key: str, limit: int) -> Buffer | None:
         with self._faults(key):
             try:
-                answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+                answer = self._call(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(key)))
             except ClientError as exc:
                 if _code(exc) in _ABSENT:
                     return None
@@ -133,13 +140,18 @@ class S3Store:
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         cut = len(self.prefix) + 1 if self.prefix else 0
         with self._faults(prefix):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
+            more: dict[str, Any] = {}
+            while True:
+                page = self._page(self._key(prefix), more)
                 for found in page.get("Contents", []):
                     yield found["Key"][cut:], found["Size"]
+                if not page.get("IsTruncated"):
+                    return
+                more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
         with self._faults(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+            self._call(lambda client: client.delete_object(Bucket=self.bucket, Key=self._key(key)))
 
     def source(self) -> Source:
         """Read by obstore, with the credentials that boto3 found."""
@@ -154,13 +166,34 @@ class S3Store:
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
+    def _call(self, act: Callable[[S3Client], _T]) -> _T:
+        """act(client). Until the server has answered once, with less patience for its silence; not for its errors."""
+        if self._answered:
+            return act(self._client)
+        attempts = min(self._attempts, FIRST_ATTEMPTS)
+        hasty, _ = _client(self._session, self.endpoint_url, self.region, attempts, silence_s=FIRST_SILENCE_S)
+        try:
+            result = act(hasty)
+        except ClientError as exc:
+            self._answered = True
+            if _status(exc) < 500 and _status(exc) != 429:
+                raise
+            return act(self._client)
+        self._answered = True
+        return result
+
+    def _page(self, prefix: str, more: dict[str, Any]) -> Any:
+        return self._call(lambda client: client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **more))
+
     def _head(self, key: str, extra: Any) -> Any:
         with self._faults(key):
             try:
-                return self._client.head_object(Bucket=self.bucket, Key=self._key(key), **extra)
+                return self._call(lambda client: client.head_object(Bucket=self.bucket, Key=self._key(key), **extra))
             except ClientError as exc:
                 if _code(exc) in _ABSENT:
                     return None
+                if _status(exc) < 500:  # without a body; the same as GET says why
+                    self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range="bytes=0-0")
                 raise
 
     def _put(self, key: str, data: Buffer, sha256: str, extra: Any) -> None:
@@ -191,16 +224,19 @@ class S3Store:
         if isinstance(exc, ParamValidationError):
             return ConfigError(f"{self.url}: {exc}", hint="check the store's URL", where=where)
         if isinstance(exc, ClientError):
-            code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, status = _code(exc), _status(exc)
             where |= {"code": code, "status": status}
+            if code in _STORE_WIDE:
+                return RemoteError(f"s3://{self.bucket}: {status} {code}", hint=_HINTS[code], where=where)
             if code in _REFUSED_BODY:
                 return IntegrityError(f"{at}: the store refused the bytes it received: {code}", hint="run again", where=where)
             said = exc.response.get("Error", {}).get("Message", "")
-            return RemoteError(f"{at}: {status} {code}: {said}", hint=_HINTS.get(code, ""), where=where)
+            what = code if code == str(status) else f"{status} {code}"
+            return RemoteError(f"{at}: {what}: {said}", hint=_HINTS.get(code, ""), where=where)
         if isinstance(exc, ConnectionError | HTTPClientError | IncompleteReadError):
             endpoint = self.endpoint_url or "S3"
             return RemoteError(
-                f"{at}: {exc}", hint=f"check that {endpoint} can be reached from here, and HTTPS_PROXY", where=where
+                f"{at}: {exc}", hint=f"check that {public(endpoint)} can be reached from here, and HTTPS_PROXY", where=where
             )
         return RemoteError(f"{at}: {exc}", where=where)
 
@@ -220,12 +256,14 @@ class _Exactly:
         return piece
 
 
-def _client(session: boto3.Session, endpoint_url: str | None, region: str, attempts: int) -> tuple[S3Client, str | None]:
+def _client(
+    session: boto3.Session, endpoint_url: str | None, region: str, attempts: int, *, silence_s: int = SILENCE_S
+) -> tuple[S3Client, str | None]:
     """The client, and its endpoint where that is not AWS. The endpoint may also come from the AWS configuration."""
 
     def make(*, aws: bool) -> S3Client:
         client: S3Client = session.client(
-            "s3", region_name=region, endpoint_url=endpoint_url, config=_config(attempts, aws=aws)
+            "s3", region_name=region, endpoint_url=endpoint_url, config=_config(attempts, silence_s, aws=aws)
         )
         return client
 
@@ -240,11 +278,11 @@ def _client(session: boto3.Session, endpoint_url: str | None, region: str, attem
         raise ConfigError(f"{at}: {exc}", hint="check --endpoint-url and the AWS configuration") from exc
 
 
-def _config(attempts: int, *, aws: bool) -> Config:
+def _config(attempts: int, silence_s: int, *, aws: bool) -> Config:
     checksums: Any = "when_supported" if aws else "when_required"
     return Config(
         connect_timeout=CONNECT_S,
-        read_timeout=SILENCE_S,
+        read_timeout=silence_s,
         max_pool_connections=CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": attempts},
         request_checksum_calculation=checksums,
@@ -256,6 +294,10 @@ def _config(attempts: int, *, aws: bool) -> Config:
 
 def _code(exc: ClientError) -> str:
     return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def _status(exc: ClientError) -> int:
+    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _hex(encoded: str) -> str:

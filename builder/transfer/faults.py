@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from builder.errors import BuilderError, CapabilityError, IntegrityError, RemoteError
+from builder.errors import BuilderError, CapabilityError, IntegrityError, RemoteError, printable
 from builder.format.manifest import Chunk, File
 
 SHOWN_FAULTS = 20
@@ -39,17 +39,39 @@ class Fault:
             parts.append(f"bytes [{self.start}, {self.end})")
         if self.object:
             parts.append(self.object)
-        return f"{', '.join(parts)}: expected {self.expected}, found {self.found}"
+        return printable(f"{', '.join(parts)}: expected {self.expected}, found {self.found}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def chunk_fault(file: File, chunk: Chunk, found: str, expected: str = "") -> Fault:
-    """expected: "" for the chunk's CRC64NVME."""
+    """expected: "" for the chunk's CRC64NVME.  found: may be an error's message; the object's key is cut from its front."""
     start, end = chunk.offset, chunk.offset + chunk.size
     tensors = tuple(file.tensors_in(start, end))
-    return Fault(chunk.key, file.path, tensors, start, end, expected or f"crc64nvme {chunk.crc64nvme}", found)
+    return Fault(
+        chunk.key, file.path, tensors, start, end, expected or f"crc64nvme {chunk.crc64nvme}", without_key(found, chunk.key)
+    )
+
+
+def without_key(message: str, key: str) -> str:
+    """What `message` says of `key`, for a line that names the key already.
+
+    >>> without_key("s3://b/chunks/x: 503 SlowDown", "chunks/x")
+    '503 SlowDown'
+    """
+    _, found, said = message.partition(f"{key}: ")
+    return said if key and found else message
+
+
+def refused(errors: Sequence[BuilderError]) -> BuilderError:
+    """One line for a store that fails: the first error; the others are the same one met by other chunks."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    more = len(errors) - 1
+    message = f"{first.message} (and {more} more chunk{'s' if more > 1 else ''})"
+    return type(first)(message, hint=first.hint, where=first.where)
 
 
 def failure(what: str, faults: Sequence[tuple[Fault, BuilderError]]) -> BuilderError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from builder.errors import ConfigError, IntegrityError
 from builder.format.manifest import MAX_MANIFEST_BYTES, NAME, Manifest, is_digest, manifest_key, parse, ref_key
 from builder.transfer.checksum import Buffer, sha256_hex
-from builder.transfer.retry import retrying
+from builder.transfer.retry import first_request, retrying
 from builder.transfer.source import Source, list_keys
 
 REF_BYTES = 256  # "sha256:" and 64 digits and a line end, and room for a stranger's spaces
@@ -20,11 +20,12 @@ def resolve(source: Source, ref: str = "") -> str:
     """
     if is_digest(ref):
         return ref
+    source = first_request(source)
     ref = ref or _only_name(source)
     if not all(NAME.match(part) for part in ref.split("@")) or ref.count("@") > 1:
         raise ConfigError(f"{ref!r} is not a model reference", hint="give name, name@revision or sha256:<64 hex digits>")
     key = ref_key(ref)
-    body = retrying(source).read(key, limit=REF_BYTES)
+    body = source.read(key, limit=REF_BYTES)
     if body is None:
         raise IntegrityError(
             f"{source.url}: no model {ref!r} ({key} is not there)", hint=_known(source), where={"key": key, "url": source.url}
@@ -46,6 +47,8 @@ def read_manifest(source: Source, ref: str = "") -> Manifest:
     """
     source = retrying(source)
     digest = resolve(source, ref)
+    if is_digest(ref):
+        source = first_request(source)
     key = manifest_key(digest)
     at = f"{source.url}/{key}"
     body = source.read(key, limit=MAX_MANIFEST_BYTES, check=lambda body: _check(body, digest, at))

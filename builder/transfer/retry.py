@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from builder.errors import IntegrityError, RemoteError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
 
 _T = TypeVar("_T")
+FIRST_S = 20.0  # a source that is silent for that long (Limits.silence_s) is asked at most once more
 PERMANENT = frozenset({400, 401, 403, 404, 405, 410, 411, 412, 416, 501})  # 404: no such bucket; a missing object is no error
 THROTTLED = frozenset({429, 503})
 EXPIRED = frozenset({"ExpiredToken", "RequestTimeout", "TokenRefreshRequired"})  # 400 and 403 that a new try may mend
@@ -124,6 +125,15 @@ def retrying(
     if isinstance(source, RetryingSource):
         return source
     return RetryingSource(source, policy or Policy(), clock, sleep, rng)
+
+
+def first_request(source: Source) -> RetryingSource:
+    """`source` for the first request of a command: as many tries, but a silent store, so often a mistyped address, fails
+    after at most two silences. Errors that come at once are tried again as ever.
+    """
+    source = retrying(source)
+    policy = replace(source.policy, deadline_s=min(source.policy.deadline_s, FIRST_S))
+    return RetryingSource(source.inner, policy, source._clock, source._sleep, source._rng)
 
 
 def interruptible(source: Source, wait: Callable[[float], None]) -> RetryingSource:

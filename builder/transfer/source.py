@@ -37,8 +37,8 @@ _SAID = {
     "Request": "connection closed before an answer",
     "Decode": "answer could not be decoded",
 }
-_UNREACHABLE = "check that the endpoint can be reached from this machine, and its proxy settings"
 _HINTS = {
+    "NoSuchBucket": "make the bucket, or check its name and region",
     "SignatureDoesNotMatch": "check the secret key",
     "InvalidAccessKeyId": "check the access key",
     "RequestTimeTooSkewed": "set this machine's clock",
@@ -46,6 +46,10 @@ _HINTS = {
     "PermanentRedirect": "set the bucket's own region",
     "AuthorizationHeaderMalformed": "set the bucket's own region",
 }
+
+
+_STORE_WIDE = frozenset({"NoSuchBucket", "SignatureDoesNotMatch", "InvalidAccessKeyId", "RequestTimeTooSkewed", "ExpiredToken"})
+_PROVIDERS = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}  # where no endpoint is given
 
 
 class Source(Protocol):
@@ -95,6 +99,8 @@ def open_source(
     credentials: an obstore credential provider; None leaves it to obstore (environment, web identity, instance).
     Raises ConfigError for another scheme, RemoteError if the folder is not there. A remote store is not contacted yet.
     """
+    if not url:
+        raise ConfigError("the store's URL is empty", hint="use a folder or s3://bucket/prefix")
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in ("", "file"):
         return FolderSource(Path(url.removeprefix("file://")))
@@ -128,7 +134,7 @@ class FolderSource:
         """Raises RemoteError if there is no such folder: an empty store and a mistyped path differ."""
         self.folder = folder
         if not folder.is_dir():
-            raise RemoteError(f"{folder}: no such folder", hint="check the path of the store", where={"url": str(folder)})
+            raise no_such_folder(folder)
 
     @property
     def url(self) -> str:
@@ -161,6 +167,7 @@ class ObjectSource:
         from obstore.exceptions import BaseError
 
         self._url = url
+        self.endpoint = public(endpoint_url or (url if url.startswith("http") else _PROVIDERS[urlsplit(url).scheme]))
         self.limits = limits
         self._clock: Callable[[], float] = time.monotonic
         try:
@@ -187,7 +194,7 @@ class ObjectSource:
             return self._fill(answer.stream(min_chunk_size=1), size, key)
         except FileNotFoundError as exc:
             if "NoSuchBucket" in str(exc):
-                raise self._error(key, exc, hint="check the bucket's name and region") from exc
+                raise self._error(key, exc) from exc
             return None
         except (BaseError, OSError, ValueError) as exc:
             raise self._error(key, exc) from exc
@@ -225,19 +232,28 @@ class ObjectSource:
         return body
 
     def _broken(self, key: str, what: str) -> RemoteError:
-        return RemoteError(f"{self.url}/{key}: {what}", where={"key": key, "url": self.url})
+        hint = f"run again; check the line to {self.endpoint}"
+        return RemoteError(f"{self.url}/{key}: {what}", hint=hint, where=self._where(key))
 
-    def _error(self, key: str, exc: Exception, hint: str = "") -> BuilderError:
+    def _where(self, key: str) -> dict[str, Any]:
+        return {"key": key, "url": self.url, "endpoint": self.endpoint}
+
+    def _error(self, key: str, exc: Exception) -> BuilderError:
         said = str(exc)
         status, code = _STATUS.search(said), _CODE.search(said)
-        where: dict[str, Any] = {"key": key, "url": self.url}
+        where = self._where(key)
         if status:
             where["status"] = int(status[1])
         if code:
             where["code"] = code[1]
         what = " ".join(part for part in (status[1] if status else "", code[1] if code else "") if part) or _first_line(exc)
-        hint = hint or (_HINTS.get(code[1], "") if code else "") or _hint(where.get("status"), what)
-        return RemoteError(f"{self.url}/{key}: {what}", hint=hint, where=where)
+        hint = (_HINTS.get(code[1], "") if code else "") or _hint(where.get("status"), self.endpoint)
+        at = self.url if code and code[1] in _STORE_WIDE else f"{self.url}/{key}"
+        return RemoteError(f"{at}: {what}", hint=hint, where=where)
+
+
+def no_such_folder(folder: Path) -> RemoteError:
+    return RemoteError(f"{folder}: no such folder", hint="check the path of the store", where={"url": str(folder)})
 
 
 def read_file(path: Path, *, limit: int) -> bytearray:
@@ -312,7 +328,12 @@ def _first_line(exc: Exception) -> str:
     return re.sub(r" in [\d.]+[mµn]?s\b", "", re.sub(r"\?\S*", "", said))
 
 
-def _hint(status: int | None, said: str) -> str:
+def _hint(status: int | None, endpoint: str) -> str:
+    """status: None where no answer came."""
     if status in (401, 403):
         return "check the credentials and what they may read"
-    return _UNREACHABLE if said.startswith("cannot connect") else ""
+    if status in (429, 503):
+        return f"lower the concurrency, then run again; {endpoint} is overloaded"
+    if status:
+        return f"run again; if it stays, look at what {endpoint} logs"
+    return f"check that {endpoint} can be reached from here, and the proxy settings"

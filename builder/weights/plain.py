@@ -43,6 +43,10 @@ def publish_plain(manifest: Manifest, snapshot: ModelSnapshot, store: Store, pro
 def _upload(file: ModelFile, expected: File, key: str, store: Store) -> None:
     try:
         stream = file.location.open("rb")
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{file.location}: changed while it was pushed: it is gone", hint="push again", where={"file": file.path}
+        ) from exc
     except OSError as exc:
         raise unreadable(file.location, exc) from exc
     with stream:

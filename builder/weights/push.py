@@ -28,7 +28,8 @@ from builder.models.source import ModelFile, unreadable
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Store, other_size
 from builder.transfer.checksum import Buffer, crc64nvme_hex, file_crc64, sha256_hex
-from builder.transfer.faults import Fault, failure
+from builder.transfer.faults import Fault, failure, refused, without_key
+from builder.transfer.manifests import REF_BYTES
 from builder.weights import priority
 from builder.weights.budget import ByteBudget
 from builder.weights.plain import publish_plain
@@ -91,7 +92,10 @@ def push(
         raise ConfigError(f"name {name!r} does not match {NAME.pattern}", hint="give another with --name")
     start = time.monotonic()
     progress = progress or NoProgress()
-    store.size(ref_key(name))  # wrong credentials and unreachable stores fail here, before anything is read
+    with contextlib.suppress(IntegrityError):  # a damaged ref is about to be replaced
+        # Wrong credentials, no bucket and unreachable stores fail here, before anything is read. Not a HEAD: its answer has
+        # no body, so S3 could not say why.
+        store.get(ref_key(name), REF_BYTES)
     run = _Push(plan, store, engine, progress, dry_run)
     manifest = run.manifest(name)
     if not dry_run:
@@ -149,7 +153,10 @@ class _Piece:
         start, end = self.offset, self.offset + self.size
         names = tuple(t.name for t in self.plan.tensors if t.size and t.offset < end and t.offset + t.size > start)
         key = str(error.where.get("object", error.where.get("key", "")))
-        return Fault(key, self.plan.file.path, names, start, end, "stored", error.message)
+        expected, found = error.where.get("expected"), error.where.get("found")
+        if expected is None or found is None:
+            return Fault(key, self.plan.file.path, names, start, end, "stored", without_key(error.message, key))
+        return Fault(key, self.plan.file.path, names, start, end, f"{expected} bytes", f"{found} bytes")
 
 
 class _Push:
@@ -256,9 +263,16 @@ class _Push:
         return File(file.path, file.size, digest, file_crc64(chunks), plan.mode, plan.header, tuple(chunks), tensors)
 
     def _failure(self, faults: list[tuple[Fault, BuilderError]]) -> BuilderError:
+        """What stopped the push: every chunk that is wrong by name, but a store that fails in one line."""
+        wrong = [(fault, error) for fault, error in faults if isinstance(error, IntegrityError)]
+        if not wrong:
+            return refused([error for _, error in faults])
         if len(faults) == 1:
-            return faults[0][1]
-        return failure(f"{self.store.url}: {len(faults)} of {self.plan.chunks} chunks could not be stored", faults)
+            return wrong[0][1]
+        what = f"{self.store.url}: {len(wrong)} of {self.plan.chunks} chunks could not be stored"
+        if others := [error for _, error in faults if not isinstance(error, IntegrityError)]:
+            what += f"; then {refused(others).message}"
+        return failure(what, wrong)
 
 
 @contextlib.contextmanager
@@ -266,6 +280,8 @@ def _opened(file: ModelFile) -> Iterator[int]:
     """The file's descriptor, told to be read in order. Raises if it is no longer the file of the snapshot."""
     try:
         fd = os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise _changed(file, "it is gone") from exc
     except OSError as exc:
         raise unreadable(file.location, exc) from exc
     try:

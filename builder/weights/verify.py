@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from builder.format.manifest import MAX_CHUNK_BYTES, Chunk, File, Manifest
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store
 from builder.transfer.checksum import crc64nvme_hex, file_crc64, sha256_hex
-from builder.transfer.faults import Fault, chunk_fault, failure
+from builder.transfer.faults import Fault, chunk_fault, failure, refused
 from builder.transfer.manifests import read_manifest
+from builder.transfer.source import public
 
 Place = tuple[File, Chunk]
 Check = Callable[[Chunk], tuple[str, str] | str]
@@ -40,13 +42,14 @@ class VerifyReport:
     seconds: float
     faults: tuple[Fault, ...] = ()
     manifest: Manifest | None = field(default=None, repr=False, compare=False)
+    mend: str = field(default="", repr=False, compare=False)  # the command that repairs it; not part of the JSON form
 
     @property
     def ok(self) -> bool:
         return not self.faults
 
     def to_json(self) -> dict[str, Any]:
-        plain = {k: v for k, v in vars(self).items() if k not in ("manifest", "faults")}
+        plain = {k: v for k, v in vars(self).items() if k not in ("manifest", "mend", "faults")}
         return {**plain, "ok": self.ok, "faults": [f.to_json() for f in self.faults]}
 
     def error(self) -> IntegrityError:
@@ -54,7 +57,7 @@ class VerifyReport:
         bad = len({f.object for f in self.faults})
         what = f"{self.store}: {bad} of {self.chunks} chunks of {self.name} are bad"
         found = failure(what, [(f, IntegrityError(f.found)) for f in self.faults])
-        return IntegrityError(found.message, hint="run `builder weights repair --from SOURCE`", where=self.to_json())
+        return IntegrityError(found.message, hint=f"run `{self.mend}`", where=self.to_json())
 
 
 def verify(
@@ -86,7 +89,21 @@ def verify(
         seconds=time.monotonic() - start,
         faults=tuple(faults),
         manifest=manifest,
+        mend=_mend(store, ref or manifest.name, manifest),
     )
+
+
+def _mend(store: Store, ref: str, manifest: Manifest) -> str:
+    """The repair command. Its SOURCE is known only where the model came from a hub: a manifest keeps no local paths."""
+    words = ["builder", "weights", "repair", ref, "--from"]
+    if manifest.source.startswith("hf://"):
+        words += [manifest.source, *(["--revision", manifest.revision] if manifest.revision else [])]
+    else:
+        words.append("SOURCE")
+    words += ["--store", store.url]
+    if endpoint := getattr(store, "endpoint_url", None):
+        words += ["--endpoint-url", public(endpoint)]
+    return shlex.join(words)
 
 
 def _check_all(
@@ -96,7 +113,7 @@ def _check_all(
     check: Check = _by_head(store) if remote else _by_reading(store)
     task = progress.add("verify", sum(p[0][1].size for p in places))
     faults: dict[str, list[Fault]] = {}
-    errors: list[tuple[Fault, BuilderError]] = []
+    errors: list[BuilderError] = []
     by_size = 0
 
     def drawn() -> Iterator[list[Place]]:
@@ -108,7 +125,7 @@ def _check_all(
     for place, result in engine.map(lambda place: check(place[0][1]), drawn()):
         chunk = place[0][1]
         if isinstance(result, BuilderError):
-            errors.append((chunk_fault(*place[0], result.message), result))
+            errors.append(result)
         elif isinstance(result, tuple):
             faults[chunk.sha256] = [chunk_fault(f, c, result[1], result[0]) for f, c in place]
         else:
@@ -116,7 +133,7 @@ def _check_all(
         progress.advance(task, chunk.size)
     progress.done(task, f"{sum(map(len, faults.values()))} faults" if faults else "")
     if errors:
-        raise errors[0][1] if len(errors) == 1 else failure(f"{store.url}: {len(errors)} chunks could not be read", errors)
+        raise refused(errors)
     return by_size, [fault for place in places for fault in faults.get(place[0][1].sha256, [])]
 
 

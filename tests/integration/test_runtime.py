@@ -314,24 +314,6 @@ def test_an_engine_that_becomes_healthy_after_the_signal_is_not_ready(serve: Ser
     assert "builder: ready:" not in served.err.read_text()
 
 
-def test_a_forwarded_signal_arrives_though_it_was_ignored_before_exec(store: Path, tmp_path: Path) -> None:
-    """A shell without job control starts `program &` with SIGINT and SIGQUIT ignored."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
-    try:
-        served = Served(tmp_path, store, (), {"BUILDER_GRACE_S": "3"})
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    try:
-        pid = served.until_ready()["engine_pid"]
-        assert not ignores(pid, signal.SIGINT)
-        assert not ignores(pid, signal.SIGQUIT)
-        assert served.end(signal.SIGINT) != 137
-    finally:
-        served.process.kill()
-        served.process.wait()
-
-
 def test_nothing_outlives_the_runtime(serve: Serve) -> None:
     served = serve()
     pid = served.until_ready()["engine_pid"]

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from builder.runtime.gate import HELD_BYTES, Gate
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
 
 
 opened: list[asyncio.AbstractServer] = []
