@@ -65,7 +65,10 @@ def group() -> None:
 def run(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if args is None else args)
-    signal.signal(signal.SIGTERM, _terminated)  # CI systems end jobs with it; containers and loop devices must not stay
+    # A CI system ends a job with the one, a closed terminal with the other: containers and loop devices must not stay.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _terminated)
     try:
         group.main(words, prog_name="builder", standalone_mode=False, color=_colour())
         code = 0

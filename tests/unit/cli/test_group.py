@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,26 @@ def test_colours_on_a_terminal_unless_no_color_is_set(tmp_path: Path, env: dict[
 
 def test_the_last_format_counts(tmp_path: Path) -> None:
     assert builder("render", "--format", "json", "--format", "human", cwd=tmp_path).stdout == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_unwinds_what_is_open(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """A command that holds something is ended from outside: its clean-up runs, as for a container or a loop device."""
+    program = (
+        "import click, time, pathlib\n"
+        "from builder.cli.group import group, run\n"
+        "@click.command()\n"
+        "def hold():\n"
+        "    try:\n"
+        "        print('held', flush=True); time.sleep(30)\n"
+        "    finally:\n"
+        f"        pathlib.Path({str(tmp_path / 'cleaned')!r}).touch()\n"
+        "group.get_command = lambda ctx, name: hold\n"
+        "run(['hold'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        child.send_signal(number)
+        assert child.wait(10) == code
+    assert (tmp_path / "cleaned").exists()
