@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import CapabilityError, ConfigError, IntegrityError
+from builder.errors import CapabilityError, ConfigError, IntegrityError, printable
 from builder.format.manifest import safe_path
 
 IGNORED = (".git", ".cache", ".builder")  # version control, the hub's download state, our own markers
@@ -88,21 +88,27 @@ def model_file(path: str, location: Path, *, sha256: str = "") -> ModelFile:
         safe_path(path)
         path.encode()
     except (ValueError, UnicodeEncodeError) as exc:
-        raise ConfigError(f"{location}: cannot be part of a model: {exc}", hint="rename it, or exclude it") from exc
+        raise ConfigError(
+            f"{printable(str(location))}: cannot be part of a model: {exc}", hint="rename it, or exclude it"
+        ) from exc
     try:
         found = location.stat()
     except FileNotFoundError as exc:
-        raise IntegrityError(f"{location}: a link to nothing", hint="download the model again", where={"file": path}) from exc
+        raise IntegrityError(
+            f"{printable(str(location))}: a link to nothing", hint="download the model again", where={"file": path}
+        ) from exc
     except OSError as exc:
         raise unreadable(location, exc) from exc
     if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{location}: not a regular file", hint="exclude it")
+        raise ConfigError(f"{printable(str(location))}: not a regular file", hint="exclude it")
     return ModelFile(path, location, found.st_size, found.st_mtime_ns, found.st_ino, sha256)
 
 
 def unreadable(location: Path, exc: OSError) -> CapabilityError:
     return CapabilityError(
-        f"{location}: cannot be read: {exc.strerror}", hint="check its permissions", where={"file": str(location)}
+        f"{printable(str(location))}: cannot be read: {exc.strerror}",
+        hint="check its permissions",
+        where={"file": str(location)},
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -86,6 +87,7 @@ class S3Store:
         self._client, self.endpoint_url = _client(self._session, endpoint_url, self.region, attempts)
         self._attempts = attempts
         self._answered = False
+        self._first = threading.Lock()  # boto3 does not make clients in two threads at once
 
     def size(self, key: str) -> int | None:
         found = self._head(key, {})
@@ -171,7 +173,8 @@ class S3Store:
         if self._answered:
             return act(self._client)
         attempts = min(self._attempts, FIRST_ATTEMPTS)
-        hasty, _ = _client(self._session, self.endpoint_url, self.region, attempts, silence_s=FIRST_SILENCE_S)
+        with self._first:
+            hasty, _ = _client(self._session, self.endpoint_url, self.region, attempts, silence_s=FIRST_SILENCE_S)
         try:
             result = act(hasty)
         except ClientError as exc:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from builder.errors import IntegrityError
+from builder.errors import IntegrityError, printable
 from builder.format.manifest import File, Manifest
 from builder.models.source import ModelFile, ModelSnapshot, unreadable
 from builder.progress import Progress
@@ -45,7 +45,9 @@ def _upload(file: ModelFile, expected: File, key: str, store: Store) -> None:
         stream = file.location.open("rb")
     except FileNotFoundError as exc:
         raise IntegrityError(
-            f"{file.location}: changed while it was pushed: it is gone", hint="push again", where={"file": file.path}
+            f"{printable(str(file.location))}: changed while it was pushed: it is gone",
+            hint="push again",
+            where={"file": file.path},
         ) from exc
     except OSError as exc:
         raise unreadable(file.location, exc) from exc

@@ -22,7 +22,7 @@ from typing import Any
 
 from builder import __version__
 from builder.engines.base import Engine
-from builder.errors import BuilderError, ConfigError, IntegrityError
+from builder.errors import BuilderError, ConfigError, IntegrityError, printable
 from builder.format.manifest import NAME, SMALL_BYTES, Chunk, File, Manifest, manifest_key, ref_key
 from builder.models.source import ModelFile, unreadable
 from builder.progress import NoProgress, Progress
@@ -227,7 +227,7 @@ class _Push:
         self._small_bytes += len(self._small.get(file.path, b""))
         if file.sha256 and digest != file.sha256:
             raise IntegrityError(
-                f"{file.path}: sha256 {digest}, but its origin says {file.sha256}",
+                f"{printable(file.path)}: sha256 {digest}, but its origin says {file.sha256}",
                 hint=f"delete {file.location} and download it again",
                 where={"file": file.path, "expected": file.sha256, "found": digest},
             )
@@ -295,7 +295,7 @@ def _opened(file: ModelFile) -> Iterator[int]:
 
 def _changed(file: ModelFile, what: str) -> IntegrityError:
     return IntegrityError(
-        f"{file.location}: changed while it was pushed: {what}",
+        f"{printable(str(file.location))}: changed while it was pushed: {what}",
         hint="push again when nothing writes to it; no manifest was written",
         where={"file": file.path},
     )

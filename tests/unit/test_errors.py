@@ -34,3 +34,10 @@ def test_json_form_keeps_position_and_hint() -> None:
         "hint": "repair",
         "where": {"object": "chunks/x", "start": 3},
     }
+
+
+def test_a_message_cannot_drive_the_terminal() -> None:
+    error = errors.ConfigError("a\x1b[2J\nb", hint="\u202ec")
+    assert (error.message, error.hint) == ("a\\x1b[2J\nb", "\\u202ec")
+    assert str(error) == error.message
+    assert errors.printable("a\n\udcff") == "a\\n\\udcff"

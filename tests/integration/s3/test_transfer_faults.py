@@ -12,6 +12,7 @@ from builder.transfer.manifests import names, read_manifest, resolve
 from builder.transfer.restore import restore
 from builder.transfer.retry import Policy, RetryingSource, retrying
 from builder.transfer.source import Limits, Source, open_source
+from tests.conftest import S3
 from tests.servers.objects import FAULTS, TRANSIENT, ObjectServer, Plan, first_times, random_faults
 from tests.unit.transfer.build import random_model
 
@@ -96,6 +97,8 @@ def test_one_read_ends_in_bounded_time_and_names_key_and_store(tmp_path: Path, f
     assert caught.value.where["key"] == key
     assert caught.value.message.startswith(f"s3://bucket/store/{key}: ")
     assert "\n" not in caught.value.message
+    assert caught.value.hint
+    assert caught.value.where["endpoint"] == server.endpoint_url
 
 
 def test_a_longer_object_is_not_read(tmp_path: Path) -> None:
@@ -112,7 +115,33 @@ def test_missing_is_none_and_only_missing_is(tmp_path: Path) -> None:
         assert open_source(f"{server.endpoint_url}/bucket/store").read("refs/none", limit=10) is None
     with pytest.raises(RemoteError, match="cannot connect: Connection refused") as caught:
         s3_source(server).read("chunks/none", limit=10)
-    assert "endpoint" in caught.value.hint
+    assert caught.value.hint.startswith(f"check that {server.endpoint_url} can be reached")
+
+
+@pytest.mark.s3
+def test_no_bucket_is_said_once_with_what_to_do(s3: S3) -> None:
+    with pytest.raises(RemoteError, match=r"\As3://nobkt: 404 NoSuchBucket\Z") as caught:
+        open_source("s3://nobkt", endpoint_url=s3.endpoint_url, region="us-east-1").read("refs/m", limit=9)
+    assert caught.value.hint.startswith("make the bucket")
+
+
+def test_a_silent_store_is_asked_twice_for_its_ref(tmp_path: Path) -> None:
+    now = 0.0
+
+    class Silent:
+        url, asked = "s3://b", 0
+
+        def read(self, key: str, *, limit: int) -> None:
+            nonlocal now
+            now += 19.9
+            self.asked += 1
+            raise RemoteError("timed out")
+
+    silent = Silent()
+    source = retrying(silent, clock=lambda: now, sleep=lambda s: None, rng=lambda: 0.0)
+    with pytest.raises(RemoteError, match="timed out"):
+        read_manifest(source, "m")
+    assert silent.asked == 2
 
 
 def test_the_same_store_over_plain_http(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert run("push", "/no/such", *options, code=2)["error"]["code"] == "config"
     assert run("push", empty, *options, code=2)["error"]["code"] == "config"
     assert run("push", bad, *options, code=3)["error"]["where"]["file"] == "bad.safetensors"
+    for act in ("verify", "ls"):
+        assert run(act, *options, code=5)["error"]["message"].endswith("no such folder")
+    (tmp_path / "store").mkdir()
     assert run("verify", *options, code=3)["error"]["code"] == "integrity"
     assert run("ls", *options)["models"] == []
     unreachable = ["--store", "s3://bucket", "--endpoint-url", "http://127.0.0.1:9"]

@@ -8,18 +8,21 @@ import io
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from builder.errors import ConfigError, IntegrityError, RemoteError
+from builder.stores import s3 as s3_module
 from builder.stores.base import Store
 from builder.stores.directory import DirectoryStore
 from builder.stores.open import open_store
 from builder.stores.s3 import S3Store
 from builder.transfer.checksum import crc64nvme_hex
 from tests.conftest import S3
+from tests.unit.weights.build import push
 
 DATA = b"0123456789" * 1000
 
@@ -164,9 +167,9 @@ def test_the_checksum_leaves_with_the_request_and_is_signed(bucket: S3Store) -> 
 def test_wrong_secret(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     store = S3Store(s3.url, endpoint_url=s3.endpoint_url)
-    with pytest.raises(RemoteError, match="403") as caught:
+    with pytest.raises(RemoteError, match=f"\\A{s3.url}: 403 SignatureDoesNotMatch\\Z") as caught:
         store.size("k")
-    assert caught.value.hint
+    assert "SECRET" in caught.value.hint
     with pytest.raises(RemoteError, match="SignatureDoesNotMatch") as caught:
         list(store.keys(""))
     assert caught.value.exit_code == 5
@@ -191,6 +194,31 @@ def test_no_such_bucket(s3: S3) -> None:
     with pytest.raises(RemoteError, match="NoSuchBucket") as caught:
         store.put("k", DATA, **digests(DATA))
     assert "bucket" in caught.value.hint
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_push_says_why_before_it_reads(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool) -> None:
+    (tmp_path / "m.bin").write_bytes(DATA)
+    source = tmp_path / "m.bin"
+    with pytest.raises(RemoteError, match=r"\As3://nobkt: 404 NoSuchBucket\Z") as caught:
+        push(source, S3Store("s3://nobkt", endpoint_url=s3.endpoint_url), dry_run=dry_run)
+    assert caught.value.hint.startswith("make the bucket")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(RemoteError, match=f"\\A{s3.url}: 403 SignatureDoesNotMatch\\Z"):
+        push(source, S3Store(s3.url, endpoint_url=s3.endpoint_url), dry_run=dry_run)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(RemoteError, match=f"\\A{s3.url}: 403 InvalidAccessKeyId\\Z"):
+        push(source, S3Store(s3.url, endpoint_url=s3.endpoint_url), dry_run=dry_run)
+
+
+@pytest.mark.s3
+def test_pages_are_followed(bucket: S3Store) -> None:
+    for n in range(5):
+        bucket.put(f"refs/{n}", b"x", **digests(b"x"))
+    bucket._client.meta.events.register("before-parameter-build.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=2))
+    assert bucket.size("refs/0") == 1  # answered once: from now on with the patient client
+    assert [key for key, _ in bucket.keys("refs/")] == [f"refs/{n}" for n in range(5)]
 
 
 @pytest.fixture
@@ -229,6 +257,24 @@ def deaf() -> Iterator[str]:
 def test_a_server_that_hangs_up(deaf: str) -> None:
     with pytest.raises(RemoteError):
         S3Store("s3://bucket", endpoint_url=deaf, attempts=2).put("k", DATA, **digests(DATA))
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.usefixtures("keys")
+def test_the_first_request_does_not_wait_long_for_a_silent_server(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert s3_module.FIRST_ATTEMPTS * (s3_module.FIRST_SILENCE_S + 1) < 45  # the pause between two is below a second
+    monkeypatch.setattr(s3_module, "FIRST_SILENCE_S", 1)
+    start = time.monotonic()
+    with pytest.raises(RemoteError, match="Read timeout") as caught:
+        list(S3Store("s3://bucket", endpoint_url=silent).keys("refs/"))
+    assert time.monotonic() - start < 10
+    assert silent in caught.value.hint
 
 
 @pytest.mark.usefixtures("keys")

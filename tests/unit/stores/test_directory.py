@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import CapabilityError, ConfigError
+from builder.errors import CapabilityError, ConfigError, RemoteError
 from builder.stores.directory import INCOMING, DirectoryStore
+from builder.stores.open import open_store
+from builder.weights.listing import ls
 
 D = {"sha256": "0" * 64, "crc64nvme": "0" * 16}
 
@@ -37,6 +39,27 @@ def test_objects_being_written_do_not_show(tmp_path: Path) -> None:
     store.put("a", b"x", **D)
     (tmp_path / INCOMING / "half").write_bytes(b"half")
     assert list(store.keys("")) == [("a", 1)]
+
+
+def test_a_mistyped_folder_is_not_an_empty_store(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "nope")
+    for act in (lambda: list(store.keys("refs/")), lambda: list(ls(store))):
+        with pytest.raises(RemoteError, match="nope: no such folder"):
+            act()
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("url", ["", " ", "s3:/bucket", "S3:/bucket", "gs:/b", "file://user:secret@host/x", "s3://k:secret@b"])
+def test_urls_that_are_no_store(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+    assert caught.value.hint
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}"])
+def test_forms_of_a_folder(tmp_path: Path, form: str) -> None:
+    assert open_store(form.format(tmp_path)).url == str(tmp_path)
 
 
 def test_old_leftovers_are_removed_and_young_ones_kept(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from builder.errors import ConfigError, IntegrityError, RemoteError
 from builder.format.volume import MANIFEST, MARKER, marker_digest
 from builder.transfer.check import check_folder, local_manifest, repair_folder
+from builder.transfer.faults import Fault, chunk_fault
 from builder.transfer.restore import restore
 from builder.transfer.retry import Policy, retrying
 from tests.unit.transfer.build import DictSource, Model, model, random_model
@@ -213,3 +214,11 @@ def forge(body: bytearray, wanted: int) -> None:
         if need >> column & 1:
             need, answer = need ^ pivot[0], answer ^ pivot[1]
     body[-8:] = answer.to_bytes(8, "little")
+
+
+def test_a_fault_shows_names_escaped_and_its_key_once() -> None:
+    fault = Fault("chunks/x", "a\x1b[2J", ("t\nu",), 0, 9, "y", "z")
+    assert str(fault) == r"a\x1b[2J, tensors t\nu, bytes [0, 9), chunks/x: expected y, found z"
+    file = random_model().manifest.files[0]
+    chunk = file.chunks[0]
+    assert str(chunk_fault(file, chunk, f"s3://b/{chunk.key}: 503 SlowDown")).count(chunk.key) == 1

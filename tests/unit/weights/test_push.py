@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from builder.errors import ConfigError, IntegrityError, RemoteError
+from builder.errors import CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import Chunk, chunk_key
 from builder.stores.base import Reader
 from builder.stores.directory import DirectoryStore
@@ -141,10 +143,56 @@ def test_a_store_that_fails_stops_the_reading(model: Path, store: Watched) -> No
     with pytest.raises(RemoteError):
         push(model, store)
     assert len(asked) <= 3 * ENGINE.concurrency
-    assert not list(store.keys(""))
+    assert not store.root.exists()
 
 
-@pytest.mark.parametrize("how", ["grown", "truncated", "rewritten"])
+def test_a_store_that_fails_is_one_line(model: Path, store: Watched) -> None:
+    together = threading.Barrier(2, timeout=5)
+
+    def fail(key: str, size: int) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait()
+        raise CapabilityError(f"{store.root / key}: Permission denied", hint="check the folder's owner")
+
+    store.before = fail  # type: ignore[method-assign]
+    with pytest.raises(CapabilityError) as caught:
+        push(model, store)
+    assert re.search(r"Permission denied \(and \d+ more chunks?\)\Z", caught.value.message)
+    assert "\n" not in caught.value.message
+    assert "expected stored" not in caught.value.message
+    assert caught.value.hint == "check the folder's owner"
+
+
+def test_bad_chunks_name_their_key_once(model: Path, store: Watched) -> None:
+    bad = [c.key for c in push(model, store).manifest.file("draft.gguf").chunks]
+    for key in bad:
+        (store.root / key).write_bytes(b"short")
+    with pytest.raises(IntegrityError, match=r"bytes, found 5 bytes") as caught:
+        push(model, store)
+    assert len(bad) > 1
+    assert all(caught.value.message.count(key) == 1 for key in bad)
+
+
+def test_a_damaged_ref_does_not_stop_the_push_that_mends_it(model: Path, store: Watched) -> None:
+    digest = push(model, store).digest
+    (store.root / "refs/m").write_bytes(bytes(1000))
+    push(model, store)
+    assert read_manifest(Reader(store), "m").digest == digest
+
+
+def test_names_are_shown_escaped(store: Watched, tmp_path: Path) -> None:
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    evil = folder / "b\x1b[2J\nc"
+    evil.write_bytes(b"2")
+    plan = split.plan(snapshot(folder), chunk_bytes=TARGET)
+    evil.unlink()
+    with pytest.raises(IntegrityError, match=r"b\\x1b\[2J\\nc: changed while"):
+        pushing.push(plan, store, ENGINE, name="m")
+
+
+@pytest.mark.parametrize("how", ["grown", "truncated", "rewritten", "gone"])
 def test_a_file_that_changes_meanwhile_is_an_error(model: Path, store: Watched, how: str) -> None:
     plan = split.plan(snapshot(model), chunk_bytes=TARGET)
     victim = model / "model-00002-of-00002.safetensors"
@@ -156,6 +204,8 @@ def test_a_file_that_changes_meanwhile_is_an_error(model: Path, store: Watched, 
                 f.write(b"x")
         elif how == "truncated":
             os.truncate(victim, 100)
+        elif how == "gone":
+            victim.unlink()
         else:
             os.utime(victim, ns=(1, 1))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from builder.transfer.checksum import Buffer
 from builder.weights.listing import ls
 from builder.weights.push import PushReport
 from builder.weights.repair import repair
-from builder.weights.verify import VerifyReport, verify
+from builder.weights.verify import VerifyReport, _mend, verify
 from tests.models import gguf_model, safetensors_model
 from tests.unit.weights.build import ENGINE, Watched, push, snapshot
 
@@ -94,7 +97,30 @@ def test_every_kind_of_damage_is_reported_at_once(store: Watched, pushed: PushRe
     assert error.exit_code == 3
     assert "5 of" in error.message
     assert error.where["faults"][0]["object"] in want
-    assert "repair" in error.hint
+    assert error.hint == f"run `builder weights repair m --from SOURCE --store {store.url}`"
+
+
+def test_the_repair_command_names_ref_store_endpoint_and_hub(store: Watched, pushed: PushReport) -> None:
+    store.endpoint_url = "http://user:pw@host:9000"  # type: ignore[attr-defined]
+    hub = replace(pushed.manifest, source="hf://org/m", revision="abc")
+    assert _mend(store, "m@abc", hub) == (
+        f"builder weights repair m@abc --from hf://org/m --revision abc --store {store.url} --endpoint-url http://host:9000"
+    )
+
+
+def test_many_chunks_that_cannot_be_read_are_one_line(store: Watched, pushed: PushReport) -> None:
+    together = threading.Barrier(2, timeout=5)
+
+    def get(key: str, limit: int) -> Buffer | None:
+        if key.startswith("chunks/"):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait()
+            raise RemoteError(f"{key}: timeout")
+        return Watched.get(store, key, limit)
+
+    store.get = get  # type: ignore[method-assign]
+    with pytest.raises(RemoteError, match=r"\Achunks/\S+: timeout \(and \d+ more chunks?\)\Z"):
+        check(store)
 
 
 def test_by_head_sizes_are_compared_and_said_to_be_only_that(store: Watched, pushed: PushReport) -> None:
