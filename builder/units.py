@@ -65,6 +65,14 @@ def format_count(count: int) -> str:
     return f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count / 1e3:.0f}k" if count >= 1e3 else str(count)
 
 
+def count(number: int, noun: str) -> str:
+    """
+    >>> count(1, "fault"), count(2, "fault")
+    ('1 fault', '2 faults')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     if not match or match[2] not in units:

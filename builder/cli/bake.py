@@ -11,6 +11,7 @@ import click
 
 from builder.cli.common import Session, file_option, options, table
 from builder.errors import ConfigError
+from builder.units import count
 
 if TYPE_CHECKING:
     from builder.config.load import Loaded
@@ -97,11 +98,9 @@ def lint(session: Session, paths: tuple[Path, ...], disk_path: Path | None, stri
     findings = check(list(paths), disk_bytes=disk_path.stat().st_size if disk_path else 0)
     failing = [f for f in findings if strict or f.severity == "error"]
     human = "\n".join(f"{f}\n    {f.hint}" for f in findings) or "nothing found"
-    session.show({"findings": [f.to_json() for f in findings]}, human)
-    if failing:
-        error = ConfigError(f"{len(failing)} findings would cost the cache", hint="correct them, and run bake lint again")
-        error.shown = True
-        raise error
+    what = f"{count(len(failing), 'finding')} would cost the cache"
+    error = ConfigError(what, hint="correct them, and run bake lint again") if failing else None
+    session.conclude({"findings": [f.to_json() for f in findings]}, human, error)
 
 
 def _settings(loaded: Loaded | None) -> Bake:

@@ -282,7 +282,7 @@ def _verify_folder(inputs: Inputs, folder: Path, deep: bool) -> None:
     faults = check_folder(folder, deep=deep, workers=inputs.concurrency, progress=inputs.session.progress)
     data = {"folder": str(folder), "ok": not faults, "faults": [f.to_json() for f in faults]}
     if faults:
-        found = failure(f"{folder}: {len(faults)} faults", [(f, IntegrityError(f.found)) for f in faults])
+        found = failure(f"{folder}: {units.count(len(faults), 'fault')}", [(f, IntegrityError(f.found)) for f in faults])
         raise IntegrityError(found.message, hint=f"run `builder weights repair --local {folder} --store URL`", where=data)
     inputs.session.show(data, f"{folder}: good")
 

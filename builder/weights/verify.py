@@ -17,6 +17,7 @@ from builder.transfer.checksum import crc64nvme_hex, file_crc64, sha256_hex
 from builder.transfer.faults import Fault, chunk_fault, failure, refused
 from builder.transfer.manifests import read_manifest
 from builder.transfer.source import public
+from builder.units import count
 
 Place = tuple[File, Chunk]
 Check = Callable[[Chunk], tuple[str, str] | str]
@@ -131,7 +132,7 @@ def _check_all(
         else:
             by_size += result == "size"
         progress.advance(task, chunk.size)
-    progress.done(task, f"{sum(map(len, faults.values()))} faults" if faults else "")
+    progress.done(task, count(sum(map(len, faults.values())), "fault") if faults else "")
     if errors:
         raise refused(errors)
     return by_size, [fault for place in places for fault in faults.get(place[0][1].sha256, [])]
