@@ -179,7 +179,7 @@ def parse(body: bytes, *, at: str, digest: str = "") -> Manifest:
             where={"object": at},
         )
     try:
-        raw = json.loads(body, object_pairs_hook=_unique)
+        raw = json.loads(body, object_pairs_hook=unique)
     except (ValueError, RecursionError) as exc:
         raise IntegrityError(f"{at}: manifest is not JSON: {exc}", where={"object": at}) from exc
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
@@ -298,11 +298,12 @@ def _tensor(name: str, raw: dict[str, Any], file_size: int) -> Tensor:
     return Tensor(name, _text(raw["dtype"], name), shape, offset, size, row, _text(raw["group"], name))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads(object_pairs_hook=...): raises ValueError for a key that occurs twice, which json keeps silent about."""
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"key {key!r} occurs twice")
+            raise ValueError(f"name {key!r} occurs twice")
         out[key] = value
     return out
 

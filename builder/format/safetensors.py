@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import IntegrityError
-from builder.format.manifest import Tensor
+from builder.format.manifest import Tensor, unique
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 64  # no framework goes higher; a hostile shape must not make a number of a million digits
@@ -52,7 +52,7 @@ def parse(read: Read, size: int, *, path: str) -> Header:
     if len(body) != length:
         raise _bad(path, f"header ends after {len(body)} of {length} bytes", 8, 8 + length)
     try:
-        raw = json.loads(body, object_pairs_hook=_unique)
+        raw = json.loads(body, object_pairs_hook=unique)
     except (ValueError, RecursionError) as exc:
         raise _bad(path, f"header is not JSON: {exc}", 8, 8 + length) from exc
     if not isinstance(raw, dict):
@@ -117,15 +117,6 @@ def _contiguous(path: str, tensors: list[Tensor], at: int, size: int) -> None:
         at, last = end, t.name
     if at != size:
         raise _bad(path, f"bytes [{at}, {size}) after the last tensor belong to no tensor", at, size)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"name {key!r} occurs twice")
-        out[key] = value
-    return out
 
 
 def _count(value: object) -> bool:
