@@ -31,6 +31,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return safetensors_model(tmp_path_factory.mktemp("m") / "model", layers=6, hidden=1024, vocab=8000)  # 112 MB
 
 
+def settled(root: Path) -> set[str]:
+    """Names of the stored chunks, once the server has ended what the killed clients had sent in full."""
+    names, since = set[str](), time.monotonic()
+    while time.monotonic() - since < 1:
+        found = {p.name for p in root.glob("chunks/sha256/*/*") if len(p.name) == 64}  # not rclone's own leftovers
+        if found != names:
+            names, since = found, time.monotonic()
+        time.sleep(0.05)
+    return names
+
+
 @pytest.mark.parametrize("kind", ["directory", pytest.param("s3", marks=pytest.mark.s3)])
 def test_killed_pushes_leave_no_model_and_lose_no_chunk(
     kind: str, model: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -61,7 +72,7 @@ def test_killed_pushes_leave_no_model_and_lose_no_chunk(
             break
         assert not list(root.glob("refs/*"))
     assert killed
-    there = {p.name for p in root.glob("chunks/sha256/*/*") if len(p.name) == 64}  # not rclone's own leftovers
+    there = settled(root)
     dry = run("push", str(model), *options, "--dry-run")
     done = run("push", str(model), *options)
     assert done["digest"] == dry["digest"]
