@@ -179,6 +179,8 @@ def test_the_volume_is_there_with_all_that_a_cluster_needs(whole: Demo) -> None:
     assert disk.stat().st_blocks * 512 < 1 << 30
     assert whole.told["volume"]["images"][0]["digest"] == whole.told["image"]["digest"]
     assert list(whole.told["volume"]["weights"]) == [whole.told["model"]["digest"]]
+    assert "no pull, no network, the baked weights" in whole.talk
+    assert "it served, answered and passed its own load test" in whole.talk
     for suffix in (".json", ".user-data.toml", ".ec2nodeclass.yaml", ".auto.pkrvars.json"):
         assert disk.with_name(disk.name + suffix).stat().st_size
 
