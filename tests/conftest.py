@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def s3(_s3_server: rclone.Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """The server, and a bucket of this test's own; the AWS variables are set."""
     bucket = "t-" + tmp_path.name.lower().replace("_", "-").strip("-")[:50]
     (_s3_server.folder / bucket).mkdir(exist_ok=True)
+    time.sleep(0.15)  # the server lists its root again after 50 ms (stores/rclone.py); until then the bucket is not there
     for name, value in _s3_server.env.items():
         monkeypatch.setenv(name, value)
     return S3(_s3_server.endpoint_url, bucket, _s3_server.folder, _s3_server.env)
