@@ -197,7 +197,7 @@ def test_a_closed_network_builds_from_the_wheelhouse_alone(demo: Demo, tmp_path:
     """index: false; and without one of the wheels the error says which and what to do."""
     house = tmp_path / "wheels"
     fetch = ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-d", str(house)]
-    subprocess.run(["python3", "-m", *fetch, "-r", str(DEMO / "requirements.lock")], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", *fetch, "-r", str(DEMO / "requirements.lock")], check=True, capture_output=True)
     text = (demo.loaded.path).read_text().replace("ca.pem", str(demo.loaded.path_of("ca.pem")))
     (tmp_path / "builder.yaml").write_text(text.replace("  ca_bundle:", "  wheelhouse: wheels\n  index: false\n  ca_bundle:"))
     shutil.copy(DEMO / "requirements.lock", tmp_path)
