@@ -36,7 +36,10 @@ def cli_page() -> str:
 def _section(command: click.Command, path: str, level: int) -> list[str]:
     out = [f"{'#' * level} {path}\n", "```text", _help(command, path), "```\n"]
     if isinstance(command, click.Group):
-        for name, sub in command.commands.items():
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            sub = command.get_command(ctx, name)
+            assert sub is not None
             out += _section(sub, f"{path} {name}", level + 1)
     return out
 

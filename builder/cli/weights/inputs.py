@@ -1,0 +1,146 @@
+"""What the weights commands share: their options, completed from builder.yaml.
+
+What the command line leaves out comes from builder.yaml: the one -f names, or, where SOURCE or --store is missing, the one
+in the current folder. With both given and no -f, no description is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builder.cli.common import Session, file_option, options
+from builder.errors import BuilderError, ConfigError
+
+if TYPE_CHECKING:
+    from builder.config.load import Loaded
+    from builder.config.spec import Spec
+    from builder.engines.base import Engine
+    from builder.models.source import ModelRef
+    from builder.stores.base import Store
+    from builder.weights.push import PushReport
+
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model, and the token of its hub, which is never part of a value that is printed."""
+
+    ref: ModelRef
+    token: str = field(repr=False)
+
+
+@dataclass
+class Inputs:
+    """The options shared by all weights commands, completed from builder.yaml."""
+
+    session: Session
+    store_url: str | None
+    endpoint_url: str | None
+    region: str | None
+    concurrency: int
+    file: Path | None
+    _loaded: Loaded | None = None
+
+    def loaded(self) -> Loaded:
+        """The description. Raises ConfigError where there is none."""
+        if self._loaded is None:
+            self._loaded = self.session.load(self.file)
+        return self._loaded
+
+    def spec(self) -> Spec | None:
+        """The description if one is meant: -f names it, or --store is left to it."""
+        return self.loaded().spec if self.file or not self.store_url else None
+
+    def store(self) -> Store:
+        from builder.stores.open import open_store
+
+        url, endpoint, region = self.store_url, self.endpoint_url, self.region
+        if url is None:
+            weights = self.loaded().spec.weights
+            url, endpoint, region = self.loaded().store_url, endpoint or weights.endpoint_url, region or weights.region
+        return open_store(url, endpoint_url=endpoint, region=region)
+
+    def ref(self, ref: str | None) -> str:
+        """What to read: REF, or the description's name, or "" for the only model in the store."""
+        spec = self.spec()
+        return ref or (spec.name if spec else "")
+
+    def engine(self) -> Engine:
+        from builder.engines.local import LocalEngine
+
+        return LocalEngine(self.concurrency)
+
+    def model(self, source: str | None, revision: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Asked:
+        """The model that is meant. A SOURCE on the command line brings its own patterns and revision."""
+        from builder.models.source import ModelRef
+
+        if source is not None:
+            return Asked(ModelRef(source, revision, include or ("*",), exclude), "")
+        model = self.loaded().spec.model
+        token = model.token.env if model.token else ""
+        if token and token not in os.environ:
+            raise ConfigError(f"{self.loaded().path}: model.token names {token}, which is not set", hint=f"export {token}=...")
+        ref = ModelRef(
+            self.loaded().model_source,
+            revision or model.revision,
+            include or model.include,
+            exclude or model.exclude,
+            token,
+        )
+        return Asked(ref, os.environ.get(token, ""))
+
+    def lock(self, report: PushReport) -> BuilderError | None:
+        """What the description's names meant, into builder.lock. Returns why it could not be written."""
+        from builder.config import lock
+
+        path = self.loaded().lock_path
+        try:
+            lock.update(path, "model", {"source": self.loaded().spec.model.source, "revision": report.revision})
+            lock.update(path, "weights", {"name": report.name, "store": report.store, "manifest": report.digest})
+        except BuilderError as exc:
+            return exc
+        return None
+
+
+def store_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of Inputs and pass one first, in place of the Session."""
+
+    @click.option("--store", metavar="URL", help="A folder or s3://bucket/prefix; default: weights.store of builder.yaml.")
+    @click.option("--endpoint-url", metavar="URL", help="An S3-compatible server other than AWS.")
+    @click.option("--region", help="The bucket's region.")
+    @click.option("--concurrency", type=click.IntRange(1, 256), default=CONCURRENCY, show_default=True, help="Chunks at once.")
+    @file_option
+    @options
+    @functools.wraps(function)
+    def wrapped(
+        session: Session,
+        /,
+        store: str | None,
+        endpoint_url: str | None,
+        region: str | None,
+        concurrency: int,
+        file: Path | None,
+        **rest: Any,
+    ) -> None:
+        function(Inputs(session, store, endpoint_url, region, concurrency, file), **rest)
+
+    return wrapped
+
+
+def source_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --revision, --include and --exclude."""
+    for option in (
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Files to leave out; wins over --include."),
+        click.option("--include", multiple=True, metavar="GLOB", help="Files to take; again for more."),
+        click.option("--revision", help="Branch, tag or commit of a hub model."),
+    ):
+        function = option(function)
+    return function
