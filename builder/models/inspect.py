@@ -91,16 +91,11 @@ def _hub(ref: ModelRef, token: str) -> Facts:
 
 
 def _header(file: ModelFile) -> tuple[list[Tensor], dict[str, Any]]:
-    with file.location.open("rb") as data:
-
-        def read(offset: int, size: int) -> bytes:
-            data.seek(offset)
-            return data.read(size)
-
+    with file.open() as data:
         if file.path.endswith(".gguf"):
-            parsed = gguf.parse(read, file.size, path=file.path)
+            parsed = gguf.parse(data.read_at, file.size, path=file.path)
             return list(parsed.tensors), parsed.metadata
-        return list(safetensors.parse(read, file.size, path=file.path).tensors), {}
+        return list(safetensors.parse(data.read_at, file.size, path=file.path).tensors), {}
 
 
 def _kind(paths: list[str]) -> str:
@@ -113,8 +108,10 @@ def _kind(paths: list[str]) -> str:
 def _architecture(config: ModelFile | None) -> str:
     if config is None or config.size > 1 << 20:
         return ""
+    with config.open() as data:
+        body = data.read_at(0, config.size)
     try:
-        raw = json.loads(config.location.read_bytes())
+        raw = json.loads(body)
         return str((raw.get("architectures") or [raw.get("model_type", "")])[0])
     except (ValueError, AttributeError, IndexError) as exc:
-        raise BuilderError(f"{config.location}: not a model config: {exc}") from exc
+        raise BuilderError(f"{config.at}: not a model config: {exc}") from exc

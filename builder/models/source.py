@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from builder.errors import CapabilityError, ConfigError, IntegrityError, printable
 from builder.format.manifest import safe_path
@@ -31,12 +33,39 @@ class ModelRef:
     token_env: str = ""
 
 
-@dataclass(frozen=True)
-class ModelFile:
-    """One file. path: inside the model, with "/".  location: where its bytes are.
+class Reading(Protocol):
+    """An open file of a model. Thread-safe."""
 
-    size, mtime_ns, inode: when the snapshot was taken; `changed` compares.  sha256: what its origin says it is, or "".
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer only where the file ends. Raises RemoteError, or OSError for a local file."""
+
+    def require_unchanged(self) -> None:
+        """Raises IntegrityError if the file is no longer the one of the snapshot."""
+
+
+class ModelFile(Protocol):
+    """One file of a model, wherever its bytes are; picklable, so that other machines can open it too.
+
+    path: inside the model, with "/".  size: bytes, when the snapshot was taken.  sha256: what its origin says it is, or "".
     """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def at(self) -> str:
+        """Where it is, for messages."""
+
+    def open(self) -> AbstractContextManager[Reading]:
+        """Raises IntegrityError if it is gone or no longer the file of the snapshot, CapabilityError, RemoteError."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine. size, mtime_ns, inode: when the snapshot was taken; reading compares."""
 
     path: str
     location: Path
@@ -45,13 +74,68 @@ class ModelFile:
     inode: int
     sha256: str = ""
 
-    def changed(self, found: os.stat_result) -> str:
-        """What differs between the snapshot and `found`, or ""."""
-        if found.st_size != self.size:
-            return f"it had {self.size} bytes, now {found.st_size}"
-        if found.st_mtime_ns != self.mtime_ns or found.st_ino != self.inode:
-            return "it was written to"
-        return ""
+    @property
+    def at(self) -> str:
+        return printable(str(self.location))
+
+    @contextmanager
+    def open(self) -> Iterator[Reading]:
+        try:
+            fd = os.open(self.location, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise changed(self, "it is gone") from exc
+        except OSError as exc:
+            raise unreadable(self.location, exc) from exc
+        try:
+            reading = _LocalReading(self, fd)
+            reading.require_unchanged()
+            yield reading
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class _LocalReading:
+    file: LocalFile
+    fd: int
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        body = os.pread(self.fd, size, offset)
+        while body and len(body) < size and (more := os.pread(self.fd, size - len(body), offset + len(body))):
+            body += more  # Linux returns at most 2 GiB at once
+        return body
+
+    def require_unchanged(self) -> None:
+        found, file = os.fstat(self.fd), self.file
+        if found.st_size != file.size:
+            raise changed(file, f"it had {file.size} bytes, now {found.st_size}")
+        if found.st_mtime_ns != file.mtime_ns or found.st_ino != file.inode:
+            raise changed(file, "it was written to")
+
+
+class Stream(io.RawIOBase):
+    """A `Reading` of `size` bytes as a stream from its start, for libraries that want one. Closing it closes nothing."""
+
+    def __init__(self, reading: Reading, size: int) -> None:
+        self._reading, self._size, self._at = reading, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)
+        body = self._reading.read_at(self._at, min(len(view), self._size - self._at))
+        view[: len(body)] = body
+        self._at += len(body)
+        return len(body)
+
+
+def changed(file: ModelFile, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{file.at}: changed while it was pushed: {what}",
+        hint="push again when nothing writes to it; no manifest was written",
+        where={"file": file.path},
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +166,7 @@ def chosen(path: str, ref: ModelRef) -> bool:
     return _matches(path, ref.include) and not _matches(path, ref.exclude)
 
 
-def model_file(path: str, location: Path, *, sha256: str = "") -> ModelFile:
+def model_file(path: str, location: Path, *, sha256: str = "") -> LocalFile:
     """The file at `location` as part of a model. Raises for what is not a readable regular file or has an unsafe name."""
     try:
         safe_path(path)
@@ -101,7 +185,7 @@ def model_file(path: str, location: Path, *, sha256: str = "") -> ModelFile:
         raise unreadable(location, exc) from exc
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{printable(str(location))}: not a regular file", hint="exclude it")
-    return ModelFile(path, location, found.st_size, found.st_mtime_ns, found.st_ino, sha256)
+    return LocalFile(path, location, found.st_size, found.st_mtime_ns, found.st_ino, sha256)
 
 
 def unreadable(location: Path, exc: OSError) -> CapabilityError:

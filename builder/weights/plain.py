@@ -9,11 +9,11 @@ read the chunks, which never change.
 
 from __future__ import annotations
 
-import os
+import io
 
-from builder.errors import IntegrityError, printable
+from builder.errors import IntegrityError
 from builder.format.manifest import File, Manifest
-from builder.models.source import ModelFile, ModelSnapshot, unreadable
+from builder.models.source import ModelFile, ModelSnapshot, Stream
 from builder.progress import Progress
 from builder.stores.base import Store
 from builder.transfer.checksum import crc64nvme_hex, sha256_hex
@@ -42,21 +42,15 @@ def publish_plain(manifest: Manifest, snapshot: ModelSnapshot, store: Store, pro
 
 def _upload(file: ModelFile, expected: File, key: str, store: Store) -> None:
     try:
-        stream = file.location.open("rb")
-    except FileNotFoundError as exc:
-        raise IntegrityError(
-            f"{printable(str(file.location))}: changed while it was pushed: it is gone",
-            hint="push again",
-            where={"file": file.path},
-        ) from exc
-    except OSError as exc:
-        raise unreadable(file.location, exc) from exc
-    with stream:
-        store.upload(key, stream, file.size)
-        changed = file.changed(os.fstat(stream.fileno()))
+        with file.open() as reading:
+            store.upload(key, io.BufferedReader(Stream(reading, file.size)), file.size)
+            reading.require_unchanged()
+    except IntegrityError:
+        store.delete(key)
+        raise
     found = store.stat(key)
     wrong = found is None or found.size != file.size or (found.crc64nvme and found.crc64nvme != expected.crc64nvme)
-    if changed or wrong:
+    if wrong:
         store.delete(key)
-        what = changed or f"the store has {found}, expected {file.size} bytes with crc64nvme {expected.crc64nvme}"
+        what = f"the store has {found}, expected {file.size} bytes with crc64nvme {expected.crc64nvme}"
         raise IntegrityError(f"{store.url}/{key}: {what}", hint="push again", where={"object": key, "file": file.path})

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from builder import __version__
 from builder.engines.base import Engine
 from builder.errors import BuilderError, ConfigError, IntegrityError, printable
 from builder.format.manifest import NAME, SMALL_BYTES, Chunk, File, Manifest, manifest_key, ref_key
-from builder.models.source import ModelFile, unreadable
+from builder.models.source import ModelFile, changed
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Store, other_size
 from builder.transfer.checksum import Buffer, crc64nvme_hex, file_crc64, sha256_hex
@@ -199,19 +198,18 @@ class _Push:
         """Every piece of every file, read in order. Ends early once the store fails."""
         for plan in self.plan.files:
             digest = hashlib.sha256()
-            with _opened(plan.file) as fd:
+            with plan.file.open() as reading:
                 for index, (offset, size) in enumerate(plan.pieces):
                     if self._stop:
                         return
                     self.budget.take(size)
-                    data = os.pread(fd, size, offset)
+                    data = reading.read_at(offset, size)
                     if len(data) != size:
-                        raise _changed(plan.file, f"it ends at byte {offset + len(data)} of {plan.file.size}")
+                        raise changed(plan.file, f"it ends at byte {offset + len(data)} of {plan.file.size}")
                     self._keep_small(plan, data)
                     yield _Piece(plan, index, data, hasher.submit(digest.update, data))
                     del data
-                if what := plan.file.changed(os.fstat(fd)):
-                    raise _changed(plan.file, what)
+                reading.require_unchanged()
             hasher.submit(lambda: None).result()  # the hasher works in order: every piece of this file is in
             self._check_origin(plan.file, digest.hexdigest())
 
@@ -228,7 +226,7 @@ class _Push:
         if file.sha256 and digest != file.sha256:
             raise IntegrityError(
                 f"{printable(file.path)}: sha256 {digest}, but its origin says {file.sha256}",
-                hint=f"delete {file.location} and download it again",
+                hint=f"delete {file.at} and download it again",
                 where={"file": file.path, "expected": file.sha256, "found": digest},
             )
 
@@ -273,29 +271,3 @@ class _Push:
         if others := [error for _, error in faults if not isinstance(error, IntegrityError)]:
             what += f"; then {refused(others).message}"
         return failure(what, wrong)
-
-
-@contextlib.contextmanager
-def _opened(file: ModelFile) -> Iterator[int]:
-    """The file's descriptor, told to be read in order. Raises if it is no longer the file of the snapshot."""
-    try:
-        fd = os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as exc:
-        raise _changed(file, "it is gone") from exc
-    except OSError as exc:
-        raise unreadable(file.location, exc) from exc
-    try:
-        if what := file.changed(os.fstat(fd)):
-            raise _changed(file, what)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _changed(file: ModelFile, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{printable(str(file.location))}: changed while it was pushed: {what}",
-        hint="push again when nothing writes to it; no manifest was written",
-        where={"file": file.path},
-    )

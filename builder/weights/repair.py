@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -115,10 +114,10 @@ def _from_source(places: list[tuple[File, Chunk]], files: dict[str, ModelFile]) 
             why.append(f"the source has no {file.path}")
             continue
         try:
-            with model_file.location.open("rb") as stream:
-                body = os.pread(stream.fileno(), chunk.size, chunk.offset)
-        except OSError as exc:
-            why.append(f"{model_file.location} cannot be read: {exc.strerror}")
+            with model_file.open() as reading:
+                body = reading.read_at(chunk.offset, chunk.size)
+        except (BuilderError, OSError) as exc:
+            why.append(f"{model_file.at} cannot be read: {exc}")
             continue
         if sha256_hex(body) == chunk.sha256:
             return body

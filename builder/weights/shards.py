@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from builder.errors import IntegrityError
 from builder.format.manifest import Tensor
+from builder.models.source import ModelFile
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|gguf))\Z")
 _INDEX = ".safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 
 
-def check(tensors: Mapping[str, Iterable[Tensor]], locations: Mapping[str, Path]) -> None:
-    """tensors: of each file, by its path in the model.  locations: where the files are, for reading the indexes.
+def check(tensors: Mapping[str, Iterable[Tensor]], files: Mapping[str, ModelFile]) -> None:
+    """tensors: of each file, by its path in the model.  files: for reading the indexes.
 
     Raises IntegrityError that names the missing file, or the tensor and both files it is in.
     """
-    for label, members in [*_numbered(tensors), *_indexed(locations)]:
+    for label, members in [*_numbered(tensors), *_indexed(files)]:
         for path in members:
             if path not in tensors:
                 raise _bad(path, f"missing, though {label} names it", "download it, or include it")
@@ -40,11 +41,13 @@ def _numbered(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
     return list(sets.values())
 
 
-def _indexed(locations: Mapping[str, Path]) -> Iterable[tuple[str, list[str]]]:
-    for path, location in locations.items():
-        if path.endswith(_INDEX) and location.stat().st_size <= MAX_INDEX_BYTES:
+def _indexed(files: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[str]]]:
+    for path, file in files.items():
+        if path.endswith(_INDEX) and file.size <= MAX_INDEX_BYTES:
+            with file.open() as reading:
+                body = reading.read_at(0, file.size)
             try:
-                names = set(json.loads(location.read_bytes())["weight_map"].values())
+                names = set(json.loads(body)["weight_map"].values())
                 folder = PurePosixPath(path).parent
                 members = sorted(str(folder / name) for name in names)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

@@ -17,7 +17,6 @@ longer header 0.0 % (100 %), four shards made two 0.6 % (100 %).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -25,7 +24,7 @@ from pathlib import PurePosixPath
 from builder.errors import ConfigError
 from builder.format import gguf, safetensors
 from builder.format.manifest import MAX_CHUNK_BYTES, Tensor
-from builder.models.source import ModelFile, ModelSnapshot, unreadable
+from builder.models.source import ModelFile, ModelSnapshot
 from builder.weights import priority, shards
 
 TARGET_BYTES = 16 << 20
@@ -79,7 +78,7 @@ def plan(snapshot: ModelSnapshot, *, chunk_bytes: int = TARGET_BYTES) -> ChunkPl
     if not 1 <= chunk_bytes <= MAX_TARGET_BYTES:
         raise ConfigError(f"chunk size of {chunk_bytes} bytes; expected 1 to {MAX_TARGET_BYTES}")
     files = tuple(_file(f, chunk_bytes) for f in snapshot.files)
-    shards.check({f.file.path: f.tensors for f in files}, {f.file.path: f.file.location for f in files})
+    shards.check({f.file.path: f.tensors for f in files}, {f.file.path: f.file for f in files})
     return ChunkPlan(snapshot, chunk_bytes, files)
 
 
@@ -142,14 +141,8 @@ def _file(file: ModelFile, target: int) -> FilePlan:
     parse = _PARSERS.get(PurePosixPath(file.path).suffix)  # a cache's blob has no suffix; the path in the model does
     if parse is None:
         return FilePlan(file, "raw", 0, (), tuple(fixed(0, file.size, target)))
-    try:
-        fd = os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise unreadable(file.location, exc) from exc
-    try:
-        header = parse(lambda offset, size: os.pread(fd, size, offset), file.size, path=file.path)
-    finally:
-        os.close(fd)
+    with file.open() as reading:
+        header = parse(reading.read_at, file.size, path=file.path)
     tensors = tuple(replace(t, group=priority.group(t.name)) for t in header.tensors)
     mode = "gguf" if isinstance(header, gguf.Header) else "safetensors"
     return FilePlan(file, mode, header.size, tensors, tuple(cut(file.size, header.size, tensors, target)))
