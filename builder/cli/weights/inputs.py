@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from builder import units
 from builder.cli.common import Session, file_option, options
 from builder.errors import BuilderError, ConfigError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from builder.weights.push import PushReport
 
 CONCURRENCY = 8
+MEMORY = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Inputs:
     region: str | None
     concurrency: int
     file: Path | None
+    memory: int = MEMORY
     _loaded: Loaded | None = None
 
     def loaded(self) -> Loaded:
@@ -117,6 +120,7 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--endpoint-url", metavar="URL", help="An S3-compatible server other than AWS.")
     @click.option("--region", help="The bucket's region.")
     @click.option("--concurrency", type=click.IntRange(1, 256), default=CONCURRENCY, show_default=True, help="Chunks at once.")
+    @click.option("--memory", callback=_memory, metavar="SIZE", help="Chunk data in memory at most; default 256MiB.")
     @file_option
     @options
     @functools.wraps(function)
@@ -127,12 +131,26 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
         endpoint_url: str | None,
         region: str | None,
         concurrency: int,
+        memory: int,
         file: Path | None,
         **rest: Any,
     ) -> None:
-        function(Inputs(session, store, endpoint_url, region, concurrency, file), **rest)
+        function(Inputs(session, store, endpoint_url, region, concurrency, file, memory), **rest)
 
     return wrapped
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    """At least the largest chunk a manifest may name: less could not hold one."""
+    from builder.format.manifest import MAX_CHUNK_BYTES
+
+    try:
+        size = units.parse_size(value) if value else MEMORY
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    if size < MAX_CHUNK_BYTES:
+        raise click.BadParameter(f"{value}: expected at least {units.format_size(MAX_CHUNK_BYTES)}, one chunk at its largest")
+    return size
 
 
 def source_options(function: Callable[..., None]) -> Callable[..., None]:
