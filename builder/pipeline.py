@@ -3,44 +3,55 @@
     ModelRef ──resolve──▶ ModelSnapshot ──split──▶ ChunkPlan ──push──▶ Manifest ─┬─▶ image ─build─▶ BuiltImage ──▶ VerifyReport
      (asked)              (files, commit)          (pure)             (store)    └─▶ volume ─bake─▶ DataVolume ──▶ NodeSpecs
 
-No formatting and no printing. `builder/cli` calls one of these per command; `builder/demo.py` calls them all.
+No formatting and no printing. `builder/cli` calls one of these per command; `builder/demo.py` calls them all. What makes images
+and volumes is imported where it is used: 0.25 s that a push of weights has no use for.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from builder.config.load import Loaded
-from builder.config.spec import Bake, Verify
 from builder.engines.base import Engine
-from builder.image import context, engine, inspect, machine
-from builder.image.dockerfile import dockerfile
-from builder.image.engine import BuiltImage
 from builder.models.resolve import resolve
 from builder.models.source import ModelRef
-from builder.node import bake, specs
-from builder.node import verify as volumes
-from builder.node.bake import BakePlan, DataVolume
-from builder.node.specs import NodeSpecs
-from builder.node.verify import VerifyDisk, VerifyPlan
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Store
+from builder.transfer import cache
+from builder.transfer.cache import Budget, Held
 from builder.transfer.manifests import read_manifest
-from builder.transfer.restore import RestoreReport, restore
+from builder.transfer.restore import RestoreReport, Transfer, restore
 from builder.transfer.retry import retrying
 from builder.transfer.source import Source
-from builder.verify import container, run
-from builder.verify.launch import Launch
-from builder.verify.report import VerifyReport
-from builder.weights import push, repair, split
+from builder.weights import copy, diff, gc, push, refs, repair, sign, split
+from builder.weights import plain as plain_files
 from builder.weights import verify as stored
+from builder.weights.copy import CopyReport
+from builder.weights.diff import DiffReport
+from builder.weights.gc import GcReport
+from builder.weights.index import Index
+from builder.weights.plain import PlainReport
 from builder.weights.push import PushReport
+from builder.weights.refs import TagReport
 from builder.weights.repair import RepairReport
+from builder.weights.sign import PublicKey, Signer, SignReport, Vouched
 from builder.weights.verify import VerifyReport as StoreReport
 
+if TYPE_CHECKING:
+    from builder.config.load import Loaded
+    from builder.config.spec import Bake, Verify
+    from builder.image.engine import BuiltImage
+    from builder.node.bake import BakePlan, DataVolume
+    from builder.node.specs import NodeSpecs
+    from builder.node.verify import VerifyDisk, VerifyPlan
+    from builder.verify.container import Options
+    from builder.verify.launch import Launch
+    from builder.verify.report import VerifyReport
+
 QUIET = NoProgress()
+READ = Transfer()
 
 
 def publish_weights(
@@ -50,15 +61,22 @@ def publish_weights(
     *,
     name: str,
     chunk_bytes: int,
+    memory: int = 0,
+    index: Path | None = None,
     token: str = "",
     plain: bool = False,
     dry_run: bool = False,
     progress: Progress = QUIET,
 ) -> PushReport:
-    """The model in the store, in verified chunks, its manifest last. Sends only what is missing."""
+    """The model in the store, in verified chunks, its manifest last. Sends only what is missing.
+
+    memory: see push.  index: folder for what is learned of files by reading them; None: nothing is kept.
+    """
     snapshot = resolve(ref, token=token)
     chunks = split.plan(snapshot, chunk_bytes=chunk_bytes)
-    return push.push(chunks, store, workers, name=name, plain=plain, dry_run=dry_run, progress=progress)
+    return push.push(
+        chunks, store, workers, name=name, memory=memory, index=Index(index), plain=plain, dry_run=dry_run, progress=progress
+    )
 
 
 def check_weights(store: Store, ref: str, workers: Engine, *, remote: bool = False, progress: Progress = QUIET) -> StoreReport:
@@ -81,17 +99,104 @@ def repair_weights(
     return repair.repair(store, name, snapshot, engine=workers, dry_run=dry_run, progress=progress)
 
 
+def check_plain(store: Store, ref: str, workers: Engine, *, remote: bool = False, progress: Progress = QUIET) -> PlainReport:
+    """The original files beside the chunks, against the same manifest."""
+    return plain_files.verify_plain(store, ref, engine=workers, remote=remote, progress=progress)
+
+
+def compare_weights(store: Store, before: str, after: str, *, other: Store | None = None) -> DiffReport:
+    """What differs between two versions, the second one perhaps in another store. Reads the manifests alone."""
+    return diff.diff(read_manifest(store.source(), before), read_manifest((other or store).source(), after))
+
+
+def compare_source(report: PushReport, store: Store, ref: str) -> DiffReport:
+    """What a push would change. report: of that push, with dry_run."""
+    before = read_manifest(store.source(), ref) if refs.read(store, ref) else None
+    return diff.diff(before, report.manifest, send_chunks=report.sent_chunks, send_bytes=report.sent_bytes)
+
+
+def tag_weights(
+    store: Store, ref: str, tag: str, *, force: bool = False, dry_run: bool = False, progress: Progress = QUIET
+) -> TagReport:
+    """A name of its own for one version, which keeps it from being collected."""
+    return refs.tag(store, ref, tag, force=force, dry_run=dry_run, progress=progress)
+
+
+def untag_weights(store: Store, ref: str, *, force: bool = False, dry_run: bool = False) -> TagReport:
+    """The ref gone; its version stays until it is collected."""
+    return refs.delete(store, ref, force=force, dry_run=dry_run)
+
+
+def copy_weights(
+    store: Store,
+    ref: str,
+    to: Store,
+    workers: Engine,
+    *,
+    memory: int,
+    tag: str = "",
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = QUIET,
+) -> CopyReport:
+    """The model in another store, every chunk hashed on its way, its refs last."""
+    return copy.copy(store, ref, to, engine=workers, memory=memory, tag=tag, force=force, dry_run=dry_run, progress=progress)
+
+
+def collect_weights(
+    store: Store,
+    workers: Engine,
+    *,
+    grace_s: float = gc.GRACE_S,
+    keep_last: int = gc.KEEP_LAST,
+    wait_s: float | None = None,
+    dry_run: bool = True,
+    progress: Progress = QUIET,
+) -> GcReport:
+    """The store without what nothing leads to; with dry_run, as by default, only what that is."""
+    return gc.gc(store, engine=workers, grace_s=grace_s, keep_last=keep_last, wait_s=wait_s, dry_run=dry_run, progress=progress)
+
+
+def sign_weights(store: Store, ref: str, signer: Signer) -> SignReport:
+    """A signature beside the manifest in the store: this key's holder vouches for the model."""
+    return sign.sign_ref(store, ref, signer)
+
+
+def require_signature(store: Store, ref: str, keys: Sequence[PublicKey]) -> Vouched:
+    """The digest to go on with, of a manifest that one of the keys has signed; before any chunk is read."""
+    return sign.require(store.source(), ref, keys)
+
+
 def restore_weights(
-    source: Source, ref: str, folder: Path, *, concurrency: int = 8, progress: Progress = QUIET
+    source: Source, ref: str, folder: Path, *, how: Transfer = READ, progress: Progress = QUIET
 ) -> RestoreReport:
     """The model as plain files, byte for byte, in a folder that is visible only when complete."""
     source = retrying(source)
     manifest = read_manifest(source, ref)
-    return restore(manifest, source, folder, concurrency=concurrency, progress=progress)
+    return restore(
+        manifest, source, folder, concurrency=how.concurrency, memory=how.memory, sha256=how.sha256, progress=progress
+    )
+
+
+def cache_weights(
+    source: Source, ref: str, root: Path, *, budget: Budget | None = None, how: Transfer = READ, progress: Progress = QUIET
+) -> Held:
+    """The model in this node's models root, fetched once whoever asks, and in use until the result is released."""
+    source = retrying(source)
+    manifest = read_manifest(source, ref)
+
+    def fetch(folder: Path) -> RestoreReport:
+        return restore(
+            manifest, source, folder, concurrency=how.concurrency, memory=how.memory, sha256=how.sha256, progress=progress
+        )
+
+    return cache.ensure(manifest, root, fetch, budget=budget, progress=progress)
 
 
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
+    from builder.image.dockerfile import dockerfile
+
     return dockerfile(loaded.spec, manifest=manifest)
 
 
@@ -110,6 +215,8 @@ def build_image(
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
     oci: a new or empty folder for the same image as an OCI layout, for a bake.
     """
+    from builder.image import context, engine, inspect, machine
+
     image, lock = loaded.spec.image, loaded.folder / context.LOCK
     name = tag or f"{image.repository}:{image.tag}"
     with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
@@ -130,31 +237,40 @@ def build_image(
 
 def bake_volume(plan: BakePlan, *, progress: Progress = QUIET) -> DataVolume:
     """The node volume: images and small weights in place, pinned, written without a cloud instance."""
+    from builder.node import bake
+
     return bake.bake(plan, progress=progress)
 
 
 def prove_volume(plan: VerifyPlan, *, progress: Progress = QUIET) -> VerifyDisk:
     """The proof: a copy of the volume, opened by a second containerd, starts its images with no pull."""
+    from builder.node import verify as volumes
+
     return volumes.verify(plan, progress=progress)
 
 
-def specify_node(
-    volume: DataVolume, settings: Bake, *, name: str, snapshot_id: str = specs.SNAPSHOT, cluster: str = specs.CLUSTER
-) -> NodeSpecs:
+def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: str = "", cluster: str = "") -> NodeSpecs:
     """What a cluster needs to use the volume: EC2NodeClass, user data, Packer variables, hydration plan."""
-    return specs.node_specs(volume, settings, name=name, snapshot_id=snapshot_id, cluster=cluster)
+    from builder.node import specs
+
+    at = {"snapshot_id": snapshot_id or specs.SNAPSHOT, "cluster": cluster or specs.CLUSTER}
+    return specs.node_specs(volume, settings, name=name, **at)
 
 
 def verify_image(
-    reference: str, server: Launch, verify: Verify, *, box: container.Options, timeout_s: float = run.TIMEOUT_S,
+    reference: str, server: Launch, verify: Verify, *, box: Options, timeout_s: float | None = None,
     progress: Progress = QUIET,
 ) -> VerifyReport:  # fmt: skip
     """The built image, started, asked and loaded: where every second of its cold start went."""
-    return run.verify_image(reference, server, verify, options=box, timeout_s=timeout_s, progress=progress)
+    from builder.verify import run
+
+    return run.verify_image(reference, server, verify, options=box, timeout_s=timeout_s or run.TIMEOUT_S, progress=progress)
 
 
 def verify_in_place(
-    server: Launch, verify: Verify, *, environ: Mapping[str, str], timeout_s: float = run.TIMEOUT_S, progress: Progress = QUIET
+    server: Launch, verify: Verify, *, environ: Mapping[str, str], timeout_s: float | None = None, progress: Progress = QUIET
 ) -> VerifyReport:
     """The same on this machine's own Python, where no container engine answers."""
-    return run.verify_in_place(server, verify, environ=environ, timeout_s=timeout_s, progress=progress)
+    from builder.verify import run
+
+    return run.verify_in_place(server, verify, environ=environ, timeout_s=timeout_s or run.TIMEOUT_S, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _SIZE = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_TIME = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_TIME = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str) -> int:
@@ -43,14 +43,16 @@ def format_size(size: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """
-    >>> format_seconds(0.0042), format_seconds(1.5), format_seconds(75)
-    ('4 ms', '1.5 s', '1 min 15 s')
+    >>> format_seconds(0.0042), format_seconds(1.5), format_seconds(75), format_seconds(86400)
+    ('4 ms', '1.5 s', '1 min 15 s', '24 h 0 min')
     """
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s"
 
 

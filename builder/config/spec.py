@@ -99,6 +99,8 @@ class Weights(Section):
     """Target size of a chunk, 8MiB to 64MiB; auto is 16MiB."""
     publish: tuple[Literal["chunks", "plain"], ...] = ("chunks",)
     """chunks; and plain: the original files beside them, for stock tools."""
+    require_signature: tuple[str, ...] = ()
+    """Public keys (PEM files, or KMS URIs that cosign takes) of which one must have signed what pull and verify read."""
 
     @property
     def chunk_bytes(self) -> int:

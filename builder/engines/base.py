@@ -1,4 +1,4 @@
-"""Where split work runs. Push, verify and repair hand their chunks to an engine and know nothing of threads."""
+"""Where split work runs. Push, verify and repair hand their chunks to an engine and know nothing of threads or machines."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ class Engine(Protocol):
         A BuilderError of one task does not stop the others. Any other exception, and closing the iterator, stops drawing
         and waits for the tasks under way.
         """
+
+
+class Cluster(Engine):
+    """An engine whose tasks run on other machines: `do`, tasks and results are pickled, and no memory is shared.
+
+    So a task names bytes and does not hold them: work that hands buffers to its tasks goes another way on a Cluster.
+    threads: how many chunks one task works on at a time.
+    """
+
+    threads: int

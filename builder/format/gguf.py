@@ -17,14 +17,18 @@ from typing import Any
 
 from builder.errors import IntegrityError
 from builder.format.manifest import Tensor
-from builder.format.safetensors import Read, row_bytes
+from builder.format.safetensors import Read, damaged, row_bytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 1 << 16
-MAX_STRING = 128 << 20  # values; the longest known is a whole tokenizer.json, some 20 MB
+# Of all metadata and the tensor table; a vocabulary takes 10 MB, a tokenizer.json as one string 20 MB. It bounds the time
+# and the memory that a hostile header may cost, as the limit of safetensors does there.
+MAX_HEADER_BYTES = 128 << 20
+MAX_STRING = MAX_HEADER_BYTES
 MAX_DEPTH = 8  # arrays of arrays; the format allows them, no writer makes more than one level
 KEEP_ARRAY = 64  # longer arrays (vocabularies) are passed over, not kept
 _WINDOW = 1 << 20
@@ -40,7 +44,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 Entry = tuple[str, tuple[int, ...], int, int]
@@ -70,12 +74,12 @@ def parse(read: Read, size: int, *, path: str) -> Header:
     version = _version(cursor)
     tensor_count, pairs = cursor.number("Q"), cursor.number("Q")
     # 24 and 13 bytes are the least that one tensor and one pair take: a larger count cannot be true.
-    if tensor_count * 24 + pairs * 13 > size:
-        raise cursor.bad(f"{tensor_count} tensors and {pairs} metadata pairs do not fit in {size} bytes", 8, 24)
+    if tensor_count * 24 + pairs * 13 > cursor.end:
+        raise cursor.bad(f"{tensor_count} tensors and {pairs} metadata pairs do not fit in {cursor.end} bytes", 8, 24)
     metadata = _metadata(cursor, pairs)
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
-        raise cursor.bad(f"general.alignment is {alignment!r}, expected a power of two")
+    alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
+    if alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        raise cursor.bad(f"{ALIGNMENT} is {alignment}, expected a power of two")
     table = [_entry(cursor) for _ in range(tensor_count)]
     seen: set[str] = set()
     for name, *_ in table:
@@ -91,15 +95,16 @@ class _Cursor:
 
     def __init__(self, read: Read, size: int, path: str) -> None:
         self.read, self.size, self.path = read, size, path
+        self.end = min(size, MAX_HEADER_BYTES)
         self.at = 0
         self.order = "<"
         self.window, self.start = b"", 0
 
     def take(self, count: int) -> bytes:
-        if count > self.size - self.at:
-            raise self.bad(f"header runs past the end: {count} bytes asked at {self.at}", self.at, self.size)
+        if count > self.end - self.at:
+            raise self._past(count)
         if self.at + count > self.start + len(self.window):
-            self.start, self.window = self.at, self.read(self.at, max(count, _WINDOW))
+            self.start, self.window = self.at, self.read(self.at, max(count, min(_WINDOW, self.size - self.at)))
             if len(self.window) < count:
                 raise self.bad(f"file ends at byte {self.at + len(self.window)} of {self.size}", self.at, self.size)
         lo = self.at - self.start
@@ -107,11 +112,16 @@ class _Cursor:
         return self.window[lo : lo + count]
 
     def skip(self, count: int) -> None:
-        if count > self.size - self.at:
-            raise self.bad(f"header runs past the end: {count} bytes asked at {self.at}", self.at, self.size)
+        if count > self.end - self.at:
+            raise self._past(count)
         self.at += count
         if self.at > self.start + len(self.window):
             self.window, self.start = b"", self.at
+
+    def _past(self, count: int) -> IntegrityError:
+        if count > self.size - self.at:
+            return self.bad(f"header runs past the end: {count} bytes asked at {self.at}", self.at, self.size)
+        return self.bad(f"header of more than {self.end} bytes: {count} more asked at {self.at}", self.at, self.size)
 
     def number(self, code: str) -> Any:
         form = self.order + code
@@ -124,12 +134,7 @@ class _Cursor:
         return self.take(length).decode("utf-8", "replace")
 
     def bad(self, what: str, start: int | None = None, end: int | None = None, *, tensor: str = "") -> IntegrityError:
-        where: dict[str, Any] = {"file": self.path}
-        if tensor:
-            where["tensor"] = tensor
-        if start is not None:
-            where |= {"start": start, "end": end}
-        return IntegrityError(f"{self.path}: {what}", hint="get the file again; it is damaged or not GGUF", where=where)
+        return damaged(self.path, what, "GGUF", start, end, tensor)
 
 
 def _version(cursor: _Cursor) -> int:
@@ -150,7 +155,10 @@ def _metadata(cursor: _Cursor, pairs: int) -> dict[str, Any]:
         key = cursor.string(MAX_NAME)
         if key in found:
             raise cursor.bad(f"metadata key {key!r} occurs twice")
-        found[key] = _value(cursor, cursor.number("I"), key, 0)
+        kind = cursor.number("I")
+        if key == ALIGNMENT and kind != _UINT32:
+            raise cursor.bad(f"{key} has value type {kind}, expected {_UINT32}")
+        found[key] = _value(cursor, kind, key, 0)
     return found
 
 
@@ -188,6 +196,8 @@ def _entry(cursor: _Cursor) -> Entry:
     if dims > MAX_DIMS:
         raise cursor.bad(f"tensor {name!r} has {dims} dimensions, expected at most {MAX_DIMS}", tensor=name)
     shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
+    if any(n >= 1 << 63 for n in shape):
+        raise cursor.bad(f"tensor {name!r} has shape {shape}, expected signed 64-bit numbers", tensor=name)
     return name, shape, cursor.number("I"), cursor.number("Q")
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builder.errors import IntegrityError
+from builder.errors import ConfigError, IntegrityError
 
 FORMAT = 1
 MAX_CHUNK_BYTES = 128 << 20  # a reader allocates this much per connection, so a hostile manifest must not raise it
@@ -156,7 +156,10 @@ def manifest_key(digest: str) -> str:
 
 
 def ref_key(ref: str) -> str:
-    """ref: a name, or `name@revision`."""
+    """ref: a name, or `name@revision` or `name@tag`. Raises ConfigError unless both parts match NAME."""
+    parts = ref.split("@")
+    if len(parts) > 2 or not all(NAME.match(part) for part in parts):
+        raise ConfigError(f"{ref!r} is not a model reference", hint="give name, name@revision or sha256:<64 hex digits>")
     return f"refs/{ref}"
 
 

@@ -19,6 +19,7 @@ from builder.format.manifest import Tensor, unique
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 64  # no framework goes higher; a hostile shape must not make a number of a million digits
+MAX_SHOWN = 1000  # characters of a stranger's names in one message
 METADATA = "__metadata__"
 # Bits per element; F4 and F6 are packed, so a tensor of them must fill whole bytes.
 DTYPE_BITS = {
@@ -51,12 +52,7 @@ def parse(read: Read, size: int, *, path: str) -> Header:
     body = read(8, length)
     if len(body) != length:
         raise _bad(path, f"header ends after {len(body)} of {length} bytes", 8, 8 + length)
-    try:
-        raw = json.loads(body, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as exc:
-        raise _bad(path, f"header is not JSON: {exc}", 8, 8 + length) from exc
-    if not isinstance(raw, dict):
-        raise _bad(path, f"header is a JSON {type(raw).__name__}, expected an object", 8, 8 + length)
+    raw = _json(path, body)
     metadata = raw.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _bad(path, f"{METADATA} must map strings to strings", 8, 8 + length)
@@ -80,6 +76,19 @@ def _length(read: Read, size: int, path: str) -> int:
     return length
 
 
+def _json(path: str, body: bytes) -> dict[str, Any]:
+    """The header's object. Other readers take UTF-8 that starts with "{", and no half of a surrogate pair."""
+    if not body.startswith(b"{"):
+        raise _bad(path, f"header starts with {body[:1]!r}, expected an object: {b'{'!r}", 8, 8 + len(body))
+    try:
+        raw: dict[str, Any] = json.loads(body.decode(), object_pairs_hook=unique)
+        if b"\\u" in body:
+            json.dumps(raw, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as exc:
+        raise _bad(path, f"header is not JSON: {exc}", 8, 8 + len(body)) from exc
+    return raw
+
+
 def _tensor(path: str, name: str, info: Any, data: int) -> Tensor:
     try:
         dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
@@ -90,10 +99,10 @@ def _tensor(path: str, name: str, info: Any, data: int) -> Tensor:
         raise _bad(path, f"tensor {name!r}: dtype, shape or data_offsets of a wrong type", tensor=name)
     if end < start:
         raise _bad(path, f"tensor {name!r}: data_offsets [{start}, {end}) run backwards", data + start, data + end, name)
-    elements = math.prod(shape)
-    if dtype in DTYPE_BITS and elements * DTYPE_BITS[dtype] != 8 * (end - start):
-        need = elements * DTYPE_BITS[dtype] / 8
-        what = f"tensor {name!r}: {dtype}{shape} takes {need:g} bytes, data_offsets give {end - start}"
+    bits = math.prod(shape) * DTYPE_BITS.get(dtype, 0)
+    if dtype in DTYPE_BITS and bits != 8 * (end - start):
+        need = f"{bits / 8:g}" if bits < 1 << 64 else "over 2^61"  # 64 axes make a number that no float holds
+        what = f"tensor {name!r}: {dtype}{shape} takes {need} bytes, data_offsets give {end - start}"
         raise _bad(path, what, data + start, data + end, name)
     return Tensor(name, dtype, tuple(shape), data + start, end - start, row_bytes(end - start, shape))
 
@@ -124,9 +133,15 @@ def _count(value: object) -> bool:
 
 
 def _bad(path: str, what: str, start: int | None = None, end: int | None = None, tensor: str = "") -> IntegrityError:
+    return damaged(path, what, "safetensors", start, end, tensor)
+
+
+def damaged(path: str, what: str, form: str, start: int | None, end: int | None, tensor: str) -> IntegrityError:
+    """The refusal of a file. A name in it may be as long as the header: what is shown of it is not."""
     where: dict[str, Any] = {"file": path}
     if tensor:
-        where["tensor"] = tensor
+        where["tensor"] = tensor[:MAX_SHOWN]
     if start is not None:
         where |= {"start": start, "end": end}
-    return IntegrityError(f"{path}: {what}", hint="get the file again; it is damaged or not safetensors", where=where)
+    shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}..."
+    return IntegrityError(f"{path}: {shown}", hint=f"get the file again; it is damaged or not {form}", where=where)

@@ -7,6 +7,9 @@
         .builder/complete               "sha256:<64 hex>\\n": written last; without it the folder is not a model
       .<64 hex>.partial/                being written; holds .builder/journal, the chunks already on disk
       .<64 hex>.lock                    flock: one writer per node
+      .<64 hex>.use                     flock, shared: in use; only models with this file are ever evicted (transfer/cache.py)
+      .<64 hex>.<8 hex>.evicted         being deleted
+      .cache.lock                       flock: room is being made
 
 `weights pull --to DIR` uses the same form with DIR in place of <64 hex>.
 """
@@ -34,6 +37,14 @@ def partial_dir(folder: Path) -> Path:
 
 def lock_file(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
+
+
+def use_file(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.use"
+
+
+def evicted_dir(folder: Path, token: str) -> Path:
+    return folder.parent / f".{folder.name}.{token}.evicted"
 
 
 def marker_digest(folder: Path) -> str | None:

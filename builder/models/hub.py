@@ -1,23 +1,31 @@
-"""A model on the Hugging Face hub, pinned to a commit, downloaded into the hub's own cache.
+"""A model on the Hugging Face hub, pinned to a commit: names, sizes and digests, in one request.
 
-The hub's client resumes and caches; here each LFS file carries the sha256 that the hub recorded, so that what is pushed is
-what was published, and not what a broken cache holds.
+The bytes stay where they are: each file is read from the hub when it is pushed (`hub_file`), or from the cache of the hub's
+own client where that has it at this commit already. Either way it carries the sha256 that the hub recorded, so that what is
+pushed is what was published, and not what a broken cache or line holds.
 """
 
 from __future__ import annotations
 
-import errno
-import glob
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
-from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
+from builder.errors import ConfigError, IntegrityError, RemoteError
+from builder.format.manifest import safe_path
+from builder.models.hub_file import WHOLE_BYTES, HubFile, blob_id
+from builder.models.hub_http import Token, library, refused
 from builder.models.source import ModelFile, ModelRef, ModelSnapshot, chosen, complete, model_file
+from builder.transfer import retry
+from builder.transfer.source import Limits
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 SCHEME = "hf://"
+FIRST = replace(retry.Policy(), tries=4, deadline_s=20.0)  # of the first request: a mistyped address should fail soon
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def parse(source: str) -> tuple[str, str | None]:
@@ -32,75 +40,84 @@ def parse(source: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def snapshot(ref: ModelRef, *, token: str = "", endpoint: str | None = None, cache: Path | None = None) -> ModelSnapshot:
-    """The chosen files of the model, on this machine. revision: the commit that the branch or tag meant.
+def snapshot(
+    ref: ModelRef,
+    *,
+    token: str = "",
+    endpoint: str | None = None,
+    cache: Path | None = None,
+    limits: Limits | None = None,
+) -> ModelSnapshot:
+    """The chosen files of the model; no byte of them is fetched. revision: the commit that the branch or tag meant.
 
-    token: the hub's token; where empty, huggingface_hub's own login counts.
-    Raises RemoteError: not found, gated, wrong token, unreachable. CapabilityError: disk full.
+    token: the hub's token; where empty, the client's own login counts.  endpoint, cache: default as the client has them.
+    limits: of one request.
+    Raises RemoteError: not found, gated, wrong token, unreachable; IntegrityError where the hub has another commit than
+    the one asked for.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, at = parse(ref.source)
-    # The base error of the client's HTTP library, which is httpx or its successor, by version.
-    transport = cast(type[Exception], HfHubHTTPError.__mro__[1])
-    try:
-        info = HfApi(endpoint=endpoint, token=token or None).model_info(repo, revision=ref.revision or at, files_metadata=True)
-        names = [s.rfilename for s in info.siblings or [] if chosen(s.rfilename, ref)]
-        if not names:
-            return complete(ref, SCHEME + repo, info.sha or "", [])
-        root = snapshot_download(repo, revision=info.sha, allow_patterns=[glob.escape(n) for n in names], token=token or None,
-                                 endpoint=endpoint, cache_dir=cache)  # fmt: skip
-    except HFValidationError as exc:
-        raise ConfigError(f"{ref.source}: {exc}") from exc
-    except (transport, LocalEntryNotFoundError) as exc:
-        raise _refused(ref, exc) from exc
-    except OSError as exc:  # the client's connection errors, and the disk's
-        raise _failed(ref, exc) from exc
-    return complete(ref, SCHEME + repo, info.sha or "", _files(Path(root), info, names))
-
-
-def listing(ref: ModelRef, *, token: str = "", endpoint: str | None = None) -> list[tuple[str, int]]:
-    """(path, bytes) of the chosen files, without downloading any. Raises as `snapshot` does."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repo, at = parse(ref.source)
-    transport = cast(type[Exception], HfHubHTTPError.__mro__[1])  # see snapshot
+    asked, limits = ref.revision or at, limits or Limits()
+    hub = HfApi(endpoint=endpoint, token=token or None)
+    info = retry.call(lambda: _info(hub, ref.source, repo, asked, limits), FIRST)
+    if asked and _COMMIT.match(asked) and info.sha != asked:
+        raise IntegrityError(f"{ref.source}: asked for commit {asked}, the hub answers with {info.sha}", hint="try again")
+
+    def file(s: RepoSibling) -> ModelFile:
+        found = _remote(repo, info, s, hub.endpoint, Token(token), limits)
+        return _cached(found, cache) or found
+
+    return complete(ref, SCHEME + repo, str(info.sha), [file(s) for s in info.siblings or [] if chosen(s.rfilename, ref)])
+
+
+def _info(hub: Any, source: str, repo: str, revision: str | None, limits: Limits) -> ModelInfo:
+    from huggingface_hub.errors import HFValidationError
+
+    http = library()
     try:
-        info = HfApi(endpoint=endpoint, token=token or None).model_info(repo, revision=ref.revision or at, files_metadata=True)
+        info: ModelInfo = hub.model_info(repo, revision=revision, files_metadata=True, timeout=limits.silence_s)
     except HFValidationError as exc:
-        raise ConfigError(f"{ref.source}: {exc}") from exc
-    except transport as exc:
-        raise _refused(ref, exc) from exc
-    except OSError as exc:
-        raise _failed(ref, exc) from exc
-    return [(s.rfilename, s.size or 0) for s in info.siblings or [] if chosen(s.rfilename, ref)]
+        raise ConfigError(f"{source}: {exc}") from exc
+    except (http.HTTPError, http.InvalidURL, OSError) as exc:
+        raise refused(exc, source=source, revision=revision) from exc
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:  # a portal's login page, or half an answer
+        raise _no_model(source, type(exc).__name__) from exc
+    if not _COMMIT.match(str(info.sha)):
+        raise _no_model(source, f"commit {info.sha!r}")
+    return info
 
 
-def _files(root: Path, info: ModelInfo, names: list[str]) -> list[ModelFile]:
-    digests = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
-    return [model_file(name, root / name, sha256=digests.get(name, "")) for name in names]
+def _no_model(source: str, what: str) -> RemoteError:
+    return RemoteError(f"{source}: the answer describes no model: {what}", hint="check HF_ENDPOINT and the proxy settings")
 
 
-def _refused(ref: ModelRef, exc: Exception) -> RemoteError:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    status = getattr(getattr(exc, "response", None), "status_code", 0)
-    if isinstance(exc, GatedRepoError):
-        return RemoteError(f"{ref.source}: access is gated", hint="accept its terms on the model's page, then set model.token")
-    if isinstance(exc, RevisionNotFoundError):
-        asked = ref.revision or parse(ref.source)[1]
-        return RemoteError(f"{ref.source}: no revision {asked!r}", hint="check the branch, tag or commit")
-    if isinstance(exc, RepositoryNotFoundError) or status in (401, 403):
-        return RemoteError(f"{ref.source}: not found, or private", hint="check the name; for a private model set model.token")
-    said = "".join(str(exc).strip().splitlines()[:1])
-    if status:
-        return RemoteError(f"{ref.source}: the hub answered {status}: {said}", hint="try again")
-    return RemoteError(f"{ref.source}: the hub cannot be reached: {said}", hint="check the network and HTTPS_PROXY")
+def _remote(repo: str, info: ModelInfo, sibling: RepoSibling, endpoint: str, token: Token, limits: Limits) -> HubFile:
+    name, size = sibling.rfilename, sibling.size
+    try:
+        safe_path(name)
+        name.encode()
+    except (ValueError, UnicodeEncodeError) as exc:
+        raise ConfigError(f"{SCHEME}{repo}: {name!r} cannot be part of a model: {exc}", hint="exclude it") from exc
+    if not isinstance(size, int) or size < 0:
+        raise _no_model(SCHEME + repo, f"no size of {name}")
+    sha256 = sibling.lfs.sha256 if sibling.lfs else ""
+    return HubFile(name, size, sha256, sibling.blob_id or "", repo, str(info.sha), endpoint, token, limits)
 
 
-def _failed(ref: ModelRef, exc: OSError) -> BuilderError:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapabilityError(f"{ref.source}: no space for the download: {exc}", hint="free space, or move HF_HOME")
-    return RemoteError(f"{ref.source}: the hub cannot be reached: {exc}", hint="check the network and HTTPS_PROXY")
+def _cached(file: HubFile, cache: Path | None) -> ModelFile | None:
+    """The same file in the client's cache; None where it is not there, or not whole.
+
+    A file of git's is compared with its blob id; the push compares the others with their sha256.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repo, file.path, cache_dir=cache, revision=file.commit)
+    if not isinstance(found, str):
+        return None
+    local = model_file(file.path, Path(found), sha256=file.sha256)
+    if local.size != file.size:
+        return None
+    if not file.sha256 and file.size <= WHOLE_BYTES and blob_id(local.location.read_bytes()) != file.blob_id:
+        return None
+    return local

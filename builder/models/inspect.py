@@ -1,10 +1,11 @@
-"""What a model is, from its headers and configs alone: no weight is read, nothing is downloaded."""
+"""What a model is, from its headers and configs alone: no weight is read, of a hub model a few KiB per file."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,9 +15,9 @@ from builder.errors import BuilderError, RemoteError
 from builder.format import gguf, safetensors
 from builder.format.manifest import Tensor
 from builder.models import hub, resolve
-from builder.models.source import ModelFile, ModelRef
+from builder.models.source import ModelFile, ModelRef, ModelSnapshot
 
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".onnx")
+READERS = 8  # headers at once
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,32 @@ class Facts:
 
 def inspect(ref: ModelRef, *, token: str = "") -> Facts:
     """The facts of a folder, a .gguf file or a hub id. An unreachable hub is a note, not an error."""
-    if ref.source.startswith(hub.SCHEME):
-        return _hub(ref, token)
-    snapshot = resolve.resolve(ref)
-    tensors: list[Tensor] = []
-    metadata: dict[str, Any] = {}
-    for file in snapshot.files:
-        if file.path.endswith((".safetensors", ".gguf")):
-            found, about = _header(file)
-            tensors += found
-            metadata |= about
+    if not ref.source.startswith(hub.SCHEME):
+        return _facts(ref.source, model_name(Path(ref.source).resolve().name), resolve.resolve(ref))
+    name = model_name(hub.parse(ref.source)[0].split("/")[1])
+    try:
+        return _facts(ref.source, name, resolve.resolve(ref, token=token))
+    except RemoteError as exc:
+        return Facts(ref.source, name, "gguf" if "gguf" in name else "safetensors", note=exc.message)
+
+
+def _facts(source: str, name: str, snapshot: ModelSnapshot) -> Facts:
+    weights = [f for f in snapshot.files if f.path.endswith((".safetensors", ".gguf"))]
+    with ThreadPoolExecutor(READERS) as pool:  # of a hub model, each header is a request or two
+        headers = list(pool.map(_header, weights))
+    metadata = {key: value for _, about in headers for key, value in about.items()}
     config = next((f for f in snapshot.files if f.path == "config.json"), None)
+    tensors = [t for found, _ in headers for t in found]
     size: Counter[str] = Counter()
     for t in tensors:
         size[t.dtype] += t.size
     return Facts(
-        source=ref.source,
-        name=model_name(Path(ref.source).resolve().name),
+        source=source,
+        name=name,
         kind=_kind([f.path for f in snapshot.files]),
         architecture=str(metadata.get("general.architecture", "")) or _architecture(config),
         parameters=sum(prod(t.shape) for t in tensors),
-        dtypes=tuple(name for name, _ in size.most_common()),
+        dtypes=tuple(dtype for dtype, _ in size.most_common()),
         size=snapshot.size,
         files=len(snapshot.files),
     )
@@ -79,15 +85,6 @@ def model_name(text: str) -> str:
     """
     plain = re.sub(r"\.(gguf|safetensors)$", "", text.lower())
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:63].rstrip("-.") or "model"
-
-
-def _hub(ref: ModelRef, token: str) -> Facts:
-    name = model_name(hub.parse(ref.source)[0].split("/")[1])
-    try:
-        files = hub.listing(ref, token=token)
-    except RemoteError as exc:
-        return Facts(ref.source, name, "gguf" if "gguf" in name else "safetensors", note=exc.message)
-    return Facts(ref.source, name, _kind([p for p, _ in files]), size=sum(n for _, n in files), files=len(files))
 
 
 def _header(file: ModelFile) -> tuple[list[Tensor], dict[str, Any]]:

@@ -6,15 +6,17 @@ import fnmatch
 import io
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from builder.errors import CapabilityError, ConfigError, IntegrityError, printable
 from builder.format.manifest import safe_path
 
+SETTLED_S = 2.0  # the coarsest time stamps in use, those of FAT
 IGNORED = (".git", ".cache", ".builder")  # version control, the hub's download state, our own markers
 
 
@@ -43,6 +45,14 @@ class Reading(Protocol):
         """Raises IntegrityError if the file is no longer the one of the snapshot."""
 
 
+@runtime_checkable
+class Filling(Reading, Protocol):
+    """A Reading that also reads into memory of the caller's."""
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Fill `view` with the bytes from `offset` on; how many there were. Raises as read_at does."""
+
+
 class ModelFile(Protocol):
     """One file of a model, wherever its bytes are; picklable, so that other machines can open it too.
 
@@ -56,6 +66,10 @@ class ModelFile(Protocol):
     @property
     def sha256(self) -> str: ...
     @property
+    def identity(self) -> str:
+        """Equal only for equal bytes, as far as can be told without reading them; "" where nothing can be told."""
+
+    @property
     def at(self) -> str:
         """Where it is, for messages."""
 
@@ -65,7 +79,10 @@ class ModelFile(Protocol):
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine. size, mtime_ns, inode: when the snapshot was taken; reading compares."""
+    """A file on this machine. size, mtime_ns, inode: when the snapshot was taken; reading compares. inode: 0 for any.
+
+    sha256: what its origin says, or "".  identity: see ModelFile; holds the path and every stamp that a write changes.
+    """
 
     path: str
     location: Path
@@ -73,6 +90,7 @@ class LocalFile:
     mtime_ns: int
     inode: int
     sha256: str = ""
+    identity: str = ""
 
     @property
     def at(self) -> str:
@@ -105,11 +123,17 @@ class _LocalReading:
             body += more  # Linux returns at most 2 GiB at once
         return body
 
+    def read_into(self, offset: int, view: memoryview) -> int:
+        done = 0
+        while done < len(view) and (count := os.preadv(self.fd, [view[done:]], offset + done)):
+            done += count
+        return done
+
     def require_unchanged(self) -> None:
         found, file = os.fstat(self.fd), self.file
         if found.st_size != file.size:
             raise changed(file, f"it had {file.size} bytes, now {found.st_size}")
-        if found.st_mtime_ns != file.mtime_ns or found.st_ino != file.inode:
+        if found.st_mtime_ns != file.mtime_ns or file.inode not in (0, found.st_ino):
             raise changed(file, "it was written to")
 
 
@@ -185,7 +209,15 @@ def model_file(path: str, location: Path, *, sha256: str = "") -> LocalFile:
         raise unreadable(location, exc) from exc
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{printable(str(location))}: not a regular file", hint="exclude it")
-    return LocalFile(path, location, found.st_size, found.st_mtime_ns, found.st_ino, sha256)
+    return LocalFile(path, location, found.st_size, found.st_mtime_ns, found.st_ino, sha256, _identity(location, found))
+
+
+def _identity(location: Path, found: os.stat_result) -> str:
+    """ "" for a file written a moment ago: a second write could leave the same stamps (git's "racily clean" entries)."""
+    if time.time() - max(found.st_mtime, found.st_ctime) < SETTLED_S:
+        return ""
+    stamps = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return f"file:{location.absolute()}:" + ":".join(map(str, stamps))
 
 
 def unreadable(location: Path, exc: OSError) -> CapabilityError:

@@ -49,10 +49,17 @@ class Children:
         self._known: dict[int, Child] = {}
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
-    def spawn(self, argv: Sequence[str], *, cwd: Path | None = None, stdout: int | None = None) -> Child:
-        """Environment, stdout and stderr are inherited; stdin is empty. The kernel kills it when this process dies."""
+    def spawn(
+        self, argv: Sequence[str], *, cwd: Path | None = None, stdout: int | None = None, keep: Sequence[int] = ()
+    ) -> Child:
+        """Environment, stdout and stderr are inherited; stdin is empty. The kernel kills it when this process dies.
+
+        keep: further open files that the child gets too, under the same numbers.
+        """
         command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), *argv]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, cwd=cwd, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stdout, cwd=cwd, start_new_session=True, pass_fds=keep
+        )
         process.returncode = 0  # reaped below, not by subprocess; this keeps its destructor from waiting too
         child = self._known[process.pid] = Child(process.pid)
         return child

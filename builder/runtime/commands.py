@@ -38,13 +38,16 @@ def _prefetch(args: argparse.Namespace) -> int:
 
     from builder.runtime.weights import find
 
-    chosen = settings.read()
+    chosen, leases = settings.read(), []
     for ref in args.ref or [chosen.model]:
         found = find(dataclasses.replace(chosen, model=settings.check_ref(ref)))
+        leases.append(found.lease)  # until the end: the second model must not evict the first
         did = "fetched" if found.fetched_bytes else "already here"
         log("prefetch", f"{found.manifest.name} {found.digest[:19]}: {did}, {found.seconds:.1f} s")
         sys.stdout.write(json.dumps(found.to_json()) + "\n")
         sys.stdout.flush()
+    for lease in leases:
+        lease.release()
     return 0
 
 

@@ -6,6 +6,9 @@
 Exit code: the engine's own, 128 + n if a signal ended it; the cause's own when a step before failed. After a signal the
 engine gets the same one, then `grace_s` seconds, then SIGKILL. Nothing it started outlives this process. What comes up
 late, after the signal, changes nothing: it is not warmed up, the gate stays closed, /ready stays 503.
+
+The lease on the model (transfer/lease.py) is held by this process and, through the inherited open file, by the engine: it
+ends with the last of them, so no other pod evicts files that a dying engine still reads.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from builder.runtime.weights import Found, find
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 POLL_S = 0.02  # between health checks of a starting engine; a refused connection costs 0.1 ms
 PING_S = 2.0
+TOUCH_S = 300.0  # how exact "last used" is for a server that is killed
 FIRST_TOKEN_S = 600.0  # the first request may compile kernels for minutes
 
 T = TypeVar("T")
@@ -83,7 +87,7 @@ class Serve:
             await self.gate.listen(self.settings.host, self.settings.port)
         else:
             await self._claim_port()
-        up = asyncio.ensure_future(self._bring_up())
+        up, using = asyncio.ensure_future(self._bring_up()), asyncio.ensure_future(self._using())
         try:
             both: list[asyncio.Future[Any]] = [up, self.stopped]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -94,11 +98,21 @@ class Serve:
             return await self._end()
         finally:
             await _cancel(up)
+            await _cancel(using)
             if self.gate:
                 self.gate.close(f"failed during step {self.state.step!r}")
                 await self.gate.flushed()
             if self.state.engine:
                 self.state.engine.kill_group()
+            if self.state.found:
+                self.state.found.lease.release()
+
+    async def _using(self) -> None:
+        """Notes now and then that the model is in use, for whoever evicts the longest unused one after a kill."""
+        while True:
+            await asyncio.sleep(TOUCH_S)
+            if self.state.found:
+                self.state.found.lease.touch()
 
     async def _claim_port(self) -> None:
         """Without a gate the engine opens the public port itself: is it free? Else its owner would pass for the engine.
@@ -160,7 +174,8 @@ class Serve:
         host = "127.0.0.1" if self.gate else settings.host
         command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args))
         with self.recorder.phase("engine_init") as detail:
-            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd)
+            keep = () if found.lease.fd is None else (found.lease.fd,)
+            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep)
             detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
             log("engine", f"{settings.engine} started, process {child.pid}")
             child.ended.add_done_callback(lambda _: self._engine_ended(child))

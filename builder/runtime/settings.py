@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from builder.errors import ConfigError
 from builder.format.manifest import NAME, is_digest
 from builder.format.volume import MODELS_ROOT
+
+if TYPE_CHECKING:
+    from builder.transfer.cache import Budget
 
 CONTROL_PORT = "8001"
 ENGINES = ("llama.cpp", "transformers", "command")
@@ -38,6 +41,8 @@ class Settings:
     """One start. Field names are the variables' names without BUILDER_, in lower case.
 
     models_root: folders searched in order, `:` between them; a fetch goes to the first that can be written.
+    cache_size: what the root that is fetched to may take (200GiB, 80%): models that are not in use make room. None: no limit,
+    and nothing is ever removed.
     verify_full: read every byte of a model that is already there, instead of comparing sizes.
     warmup_s: seconds at most for all warm-up shapes together.
     grace_s: seconds between the forwarded signal and SIGKILL.  ready_timeout_s: for the engine to answer its health check.
@@ -49,6 +54,7 @@ class Settings:
     region: str
     model: str
     models_root: tuple[Path, ...]
+    cache_size: Budget | None
     verify_full: bool
     concurrency: int
     engine: str
@@ -84,8 +90,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         region=get("REGION", "", str),
         model=get("MODEL", "", model_ref),
         models_root=get("MODELS_ROOT", MODELS_ROOT, _paths),
+        cache_size=get("CACHE_SIZE", "", _budget),
         verify_full=get("VERIFY", "size", _one_of("size", "full")) == "full",
-        concurrency=get("CONCURRENCY", "8", _count(1, 256)),
+        concurrency=get("CONCURRENCY", "0", _count(0, 256)),
         engine=get("ENGINE", "llama.cpp", _one_of(*ENGINES)),
         engine_args=get("ENGINE_ARGS", "[]", _strings),
         host=get("HOST", "0.0.0.0", str),
@@ -215,6 +222,14 @@ def _paths(text: str) -> tuple[Path, ...]:
     if not paths or not all(path.is_absolute() for path in paths):
         raise ValueError("expected an absolute folder, or several with ':' between them")
     return paths
+
+
+def _budget(text: str) -> Budget | None:
+    if not text:
+        return None
+    from builder.transfer.cache import Budget
+
+    return Budget.parse(text)
 
 
 def _strings(text: str) -> tuple[str, ...]:

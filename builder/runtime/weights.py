@@ -6,6 +6,10 @@
 
 Without a store, or when it cannot be reached, the only complete local model of that name is used; several are an error,
 because a name alone does not say which is newer. A root may itself be one model (`weights pull --to DIR`).
+
+What is found is leased (transfer/lease.py): with BUILDER_CACHE_SIZE, no other pod of the node evicts it until the lease is
+released. Between an init container's end and the server's start nobody holds it; being the last used, it goes last, and
+if it went, the server fetches it again.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from builder.format.manifest import Manifest, is_digest, parse
 from builder.format.volume import MANIFEST, marker_digest, model_dir
 from builder.runtime.record import Lines, log
 from builder.runtime.settings import Settings
+from builder.transfer.lease import Lease, hold
 from builder.transfer.source import Source
 
 
@@ -30,7 +35,7 @@ class Found:
     """A model that is complete on this node.
 
     origin: the folder it was found in, or the store it came from.  first_layers_s, seconds: since the search began;
-    first_layers_s is None when the model's tensors name no layers.
+    first_layers_s is None when the model's tensors name no layers.  lease: release it when the model is no longer used.
     """
 
     folder: Path
@@ -41,6 +46,7 @@ class Found:
     reused_bytes: int
     first_layers_s: float | None
     seconds: float
+    lease: Lease = field(default_factory=Lease, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,15 +84,19 @@ def find(settings: Settings) -> Found:
     """
     started = time.monotonic()
     source, digest = _ask(settings)
-    local = _local(settings, digest)
+    local, lease = _leased(settings, digest)
     if local is None:
         if source is None:
             raise _nothing(settings)
         return _fetch(settings, source, digest, started)
-    fetched = _ensure(settings, local, source)
+    try:
+        fetched = _ensure(settings, local, source)
+    except BaseException:
+        lease.release()
+        raise
     seconds = time.monotonic() - started
     return Found(local.folder, local.manifest, local.digest, str(local.folder), fetched, local.manifest.size - fetched,
-                 seconds, seconds)  # fmt: skip
+                 seconds, seconds, lease)  # fmt: skip
 
 
 def models(root: Path) -> Iterator[Local]:
@@ -104,6 +114,8 @@ def models(root: Path) -> Iterator[Local]:
             try:
                 body = path.read_bytes()
             except OSError as exc:
+                if marker_digest(folder) != digest:  # evicted meanwhile
+                    continue
                 raise IntegrityError(f"{path}: {exc.strerror}", hint=f"remove {folder} and start again") from exc
             yield Local(folder, digest, parse(body, at=str(path), digest=digest))
 
@@ -135,6 +147,18 @@ def _ask(settings: Settings) -> tuple[Source | None, str]:
         return None, local.digest
 
 
+def _leased(settings: Settings, ref: str) -> tuple[Local | None, Lease]:
+    """The local model for `ref`, and the lease on it: seen, locked, and still there."""
+    while True:
+        local = _local(settings, ref)
+        if local is None:
+            return None, Lease()
+        lease = hold(local.folder)
+        if marker_digest(local.folder) == local.digest:
+            return local, lease
+        lease.release()
+
+
 def _local(settings: Settings, ref: str) -> Local | None:
     """The local model for `ref`. A digest needs no search: its folder has its name."""
     if not is_digest(ref):
@@ -142,7 +166,7 @@ def _local(settings: Settings, ref: str) -> Local | None:
     for root in settings.models_root:
         for folder in (model_dir(root, ref), root):
             if marker_digest(folder) == ref:
-                return next(local for local in models(folder) if local.folder == folder)
+                return next((local for local in models(folder) if local.folder == folder), None)
     return None
 
 
@@ -164,7 +188,7 @@ def _ensure(settings: Settings, local: Local, source: Source | None) -> int:
     if settings.verify_full:
         from builder.transfer.check import check_folder
 
-        bad = [str(fault) for fault in check_folder(local.folder, workers=settings.concurrency)]
+        bad = [str(fault) for fault in check_folder(local.folder, workers=settings.concurrency or 8)]
     else:
         bad = [f"{f.path}: {said}" for f in local.manifest.files if (said := _size_fault(local.folder / f.path, f.size))]
     if not bad:
@@ -179,7 +203,7 @@ def _ensure(settings: Settings, local: Local, source: Source | None) -> int:
     log("weights", f"{local.folder}: {len(bad)} faults, repairing from {source.url}:{shown}")
     from builder.transfer.check import repair_folder
 
-    return repair_folder(local.folder, source, workers=settings.concurrency, progress=Lines("weights")).fetched_bytes
+    return repair_folder(local.folder, source, workers=settings.concurrency or 8, progress=Lines("weights")).fetched_bytes
 
 
 def _size_fault(path: Path, size: int) -> str:
@@ -191,16 +215,22 @@ def _size_fault(path: Path, size: int) -> str:
 
 
 def _fetch(settings: Settings, source: Source, digest: str, started: float) -> Found:
+    from builder.transfer.cache import ensure
     from builder.transfer.manifests import read_manifest
-    from builder.transfer.restore import restore
+    from builder.transfer.restore import RestoreReport, restore
 
     manifest = read_manifest(source, digest)
-    root = _writable(settings.models_root)
+    root, progress = _writable(settings.models_root), Lines("weights")
+
+    def fetch(folder: Path) -> RestoreReport:
+        return restore(manifest, source, folder, concurrency=settings.concurrency or None, progress=progress)
+
     before = time.monotonic() - started
-    done = restore(manifest, source, model_dir(root, digest), concurrency=settings.concurrency, progress=Lines("weights"))
+    held = ensure(manifest, root, fetch, budget=settings.cache_size, progress=progress)
+    done = held.report
     first = None if done.first_layers_s is None else before + done.first_layers_s
     return Found(Path(done.folder), manifest, digest, f"store {source.url}", done.fetched_bytes, done.reused_bytes, first,
-                 time.monotonic() - started)  # fmt: skip
+                 time.monotonic() - started, held.lease)  # fmt: skip
 
 
 def _writable(roots: tuple[Path, ...]) -> Path:

@@ -10,6 +10,8 @@ from builder.errors import IntegrityError
 from builder.transfer.checksum import Buffer
 from builder.transfer.source import Source
 
+PIECE_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -18,6 +20,17 @@ class Stored:
     size: int
     sha256: str = ""
     crc64nvme: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing. size: bytes.  modified: when it was last written, in epoch seconds by the store's own clock
+    (S3 tells whole seconds).
+    """
+
+    key: str
+    size: int
+    modified: float
 
 
 class Store(Protocol):
@@ -36,8 +49,17 @@ class Store(Protocol):
     def get(self, key: str, limit: int) -> Buffer | None:
         """The object, or None where there is none. Raises IntegrityError if it is larger than limit bytes."""
 
-    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
-        """Add an object, whole or not at all. One that is there stays; of another size: IntegrityError."""
+    def pieces(self, key: str) -> Iterator[Buffer] | None:
+        """The object from its start to its end, in pieces of at most PIECE_BYTES, for one that memory cannot hold; None
+        where there is none. Raises RemoteError where it breaks off: nothing is read again.
+        """
+
+    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
+        """Add an object, whole or not at all. One that is there stays; of another size: IntegrityError.
+
+        absent: the caller has just seen that there is none, and its key is its digest: then the store may leave out the
+        look, and an equal object that came meanwhile may be written over.
+        """
 
     def replace(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
         """Put in place of what is there, atomically: for refs, and to repair."""
@@ -50,6 +72,9 @@ class Store(Protocol):
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size) of every object whose key starts with prefix, sorted; objects being written do not show."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As keys, with the time of each object's last write. An object shows as soon as its write has returned."""
 
     def delete(self, key: str) -> None:
         """Remove the object; not an error where there is none."""

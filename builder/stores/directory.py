@@ -16,12 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
-from builder.stores.base import Stored, other_size, too_large
+from builder.stores.base import PIECE_BYTES, Entry, Stored, other_size, too_large
 from builder.transfer.checksum import Buffer
-from builder.transfer.source import FolderSource, Source, no_such_folder, read_into
+from builder.transfer.disk import read_into
+from builder.transfer.source import FolderSource, Source, no_such_folder
 
 INCOMING = ".incoming"
 STALE_S = 86_400
@@ -67,8 +68,17 @@ class DirectoryStore:
             finally:
                 os.close(fd)
 
-    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
-        found = self.size(key)
+    def pieces(self, key: str) -> Iterator[Buffer] | None:
+        path = self._path(key)
+        with _faults(path):
+            try:
+                file = path.open("rb", buffering=0)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return _read_on(file, path)
+
+    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
+        found = None if absent else self.size(key)
         if found is None:
             self._write(key, len(data), lambda fd: _write_all(fd, data), keep=True)
         elif found != len(data):
@@ -92,6 +102,9 @@ class DirectoryStore:
         self._write(key, size, copy, keep=False)
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((entry.key, entry.size) for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
         folder = self.root / prefix.rpartition("/")[0]
         found = []
         with _faults(folder):
@@ -102,12 +115,16 @@ class DirectoryStore:
                 for name in names:
                     path = Path(at, name)
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                        found.append((path.relative_to(self.root).as_posix(), path.stat().st_size))
-        yield from sorted(entry for entry in found if entry[0].startswith(prefix))
+                        seen = path.stat()
+                        found.append(Entry(path.relative_to(self.root).as_posix(), seen.st_size, seen.st_mtime))
+        yield from sorted((e for e in found if e.key.startswith(prefix)), key=lambda e: e.key)
 
     def delete(self, key: str) -> None:
         with _faults(self.root / key):
             self._path(key).unlink(missing_ok=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.root.absolute(),)
 
     def source(self) -> Source:
         return FolderSource(self.root)
@@ -161,6 +178,12 @@ def _place(part: Path, target: Path, *, keep: bool) -> None:
                 raise
             # a file system without hard links (FAT, some FUSE): the rename is atomic too, and the bytes are the same
     part.rename(target)
+
+
+def _read_on(file: BinaryIO, path: Path) -> Iterator[Buffer]:
+    with file, _faults(path):
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _write_all(fd: int, data: Buffer) -> None:

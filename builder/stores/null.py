@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from builder.errors import RemoteError
-from builder.stores.base import Stored
+from builder.stores.base import Entry, Stored
 from builder.transfer.checksum import Buffer
 from builder.transfer.source import Source
 
 
 class NullStore:
     url = "null:"
+    keeps_nothing = True  # so it needs no leases (weights.lease)
 
     def size(self, key: str) -> int | None:
         return None
@@ -23,7 +24,10 @@ class NullStore:
     def get(self, key: str, limit: int) -> Buffer | None:
         return None
 
-    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
+    def pieces(self, key: str) -> Iterator[Buffer] | None:
+        return None
+
+    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         """Forgotten."""
 
     def replace(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
@@ -33,6 +37,9 @@ class NullStore:
         """Not even read."""
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return iter(())
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
         return iter(())
 
     def delete(self, key: str) -> None:

@@ -18,7 +18,7 @@ def open_store(url: str, *, endpoint_url: str | None = None, region: str | None 
 
     Raises ConfigError for an empty URL, user info in it, or a scheme that is unknown or mistyped.
     """
-    _refuse_typos(url)
+    refuse_typos(url)
     if url.startswith("s3://"):
         from builder.stores.s3 import S3Store
 
@@ -34,7 +34,7 @@ def open_store(url: str, *, endpoint_url: str | None = None, region: str | None 
     return DirectoryStore(Path(re.sub(r"\Afile:(//(?=/))?", "", url.removeprefix("file://"))).expanduser())
 
 
-def _refuse_typos(url: str) -> None:
+def refuse_typos(url: str) -> None:
     """A mistyped address must not become a folder of that name."""
     if not url.strip():
         raise ConfigError("the store's URL is empty", hint="use a folder or s3://bucket/prefix")

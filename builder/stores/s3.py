@@ -4,15 +4,17 @@ Every PUT carries x-amz-checksum-sha256, so a server that knows it refuses a bod
 signed, which binds the body without hashing it again (payload_signing_enabled off). botocore's own checksums stay on for
 AWS; elsewhere they are sent and checked only where required, because older servers refuse or drop them (boto3 #4392,
 botocore #3352). Chunks never need multipart. `If-None-Match: *` is sent, but a server may ignore it (rclone 1.75 does), so
-`put` looks first.
+`put` looks first, unless its caller has.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,7 +34,7 @@ from botocore.exceptions import (
 )
 
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
-from builder.stores.base import Stored, other_size, too_large
+from builder.stores.base import PIECE_BYTES, Entry, Stored, other_size, too_large
 from builder.transfer.checksum import Buffer
 from builder.transfer.source import Source, open_source, public
 
@@ -44,6 +46,7 @@ CONNECT_S, SILENCE_S = 10, 30
 # Until the server has answered once: a wrong address shows within 42 s, not after minutes.
 FIRST_ATTEMPTS, FIRST_SILENCE_S = 2, 20
 CONNECTIONS = 64
+CREDENTIALS_S = 60  # obstore keeps them for so long
 PART_BYTES, PARTS_AT_ONCE = 64 << 20, 4  # of `upload`: 256 MiB in memory; 10 000 parts of 64 MiB are 640 GB
 _ABSENT = ("404", "NoSuchKey", "NotFound")
 _THERE = ("PreconditionFailed", "412")  # someone else put the same bytes a moment ago
@@ -119,8 +122,18 @@ class S3Store:
                     raise too_large(self.url, key, size, limit)
                 return body.read()
 
-    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str) -> None:
-        found = self.size(key)
+    def pieces(self, key: str) -> Iterator[Buffer] | None:
+        with self._faults(key):
+            try:
+                answer = self._call(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(key)))
+            except ClientError as exc:
+                if _code(exc) in _ABSENT:
+                    return None
+                raise
+        return self._read_on(key, answer["Body"])
+
+    def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
+        found = None if absent else self.size(key)
         if found is None:
             self._put(key, data, sha256, {"IfNoneMatch": "*"})
         elif found != len(data):
@@ -140,13 +153,16 @@ class S3Store:
                 raise RemoteError(f"{self.url}/{key}: {exc}", where={"key": key}) from exc
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((entry.key, entry.size) for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
         cut = len(self.prefix) + 1 if self.prefix else 0
         with self._faults(prefix):
             more: dict[str, Any] = {}
             while True:
                 page = self._page(self._key(prefix), more)
                 for found in page.get("Contents", []):
-                    yield found["Key"][cut:], found["Size"]
+                    yield Entry(found["Key"][cut:], found["Size"], found["LastModified"].timestamp())
                 if not page.get("IsTruncated"):
                     return
                 more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -155,15 +171,30 @@ class S3Store:
         with self._faults(key):
             self._call(lambda client: client.delete_object(Bucket=self.bucket, Key=self._key(key)))
 
-    def source(self) -> Source:
-        """Read by obstore, with the credentials that boto3 found."""
-        from obstore.auth.boto3 import Boto3CredentialProvider
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its address: whoever opens it elsewhere does so with the credentials of that machine."""
+        return _opened, (self.url, self.endpoint_url, self.region, self._attempts)
 
-        try:
-            credentials = Boto3CredentialProvider(self._session)
-        except ValueError as exc:
-            raise _no_credentials(self.url) from exc
+    def source(self) -> Source:
+        """Read by transfer, with the credentials that boto3 finds; asked for again every minute, for they may expire."""
+        found = self._session.get_credentials()
+        if found is None:
+            raise _no_credentials(self.url)
+
+        def credentials() -> dict[str, Any]:
+            now = found.get_frozen_credentials()  # boto3 renews what is about to expire
+            return {
+                "access_key_id": now.access_key,
+                "secret_access_key": now.secret_key,
+                "token": now.token,
+                "expires_at": datetime.now(UTC) + timedelta(seconds=CREDENTIALS_S),
+            }
+
         return open_source(self.url, endpoint_url=self.endpoint_url, region=self.region, credentials=credentials)
+
+    def _read_on(self, key: str, body: Any) -> Iterator[Buffer]:
+        with self._faults(key), contextlib.closing(body):
+            yield from body.iter_chunks(PIECE_BYTES)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -242,6 +273,12 @@ class S3Store:
                 f"{at}: {exc}", hint=f"check that {public(endpoint)} can be reached from here, and HTTPS_PROXY", where=where
             )
         return RemoteError(f"{at}: {exc}", where=where)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(url: str, endpoint_url: str | None, region: str, attempts: int) -> S3Store:
+    """One per process: a client costs 50 ms, and its connections are worth keeping."""
+    return S3Store(url, endpoint_url=endpoint_url, region=region, attempts=attempts)
 
 
 class _Exactly:

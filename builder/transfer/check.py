@@ -18,14 +18,15 @@ from typing import Any
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import MAX_MANIFEST_BYTES, RESERVED, Chunk, File, Manifest, parse
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest
-from builder.transfer import checksum
+from builder.transfer.buffers import MEMORY_BYTES, Buffers
 from builder.transfer.claim import disk_errors, locked, need_space, sync, write_synced
+from builder.transfer.disk import ALIGN_BYTES, read_file
 from builder.transfer.faults import Fault, chunk_fault, failure
-from builder.transfer.fetch import fetch, read_chunk, reserve, write_chunk
+from builder.transfer.fetch import digest_chunk, fetch, reserve, write_chunk
 from builder.transfer.manifests import read_manifest
 from builder.transfer.progress import Progress, Silent
 from builder.transfer.retry import RetryingSource, retrying
-from builder.transfer.source import Source, read_file
+from builder.transfer.source import Source
 from builder.transfer.workers import each
 
 Place = tuple[File, Chunk]
@@ -59,17 +60,20 @@ class _Findings:
     extra: list[Fault] = field(default_factory=list)
 
 
-def check_folder(folder: Path, *, deep: bool = False, workers: int = 8, progress: Progress | None = None) -> list[Fault]:
+def check_folder(
+    folder: Path, *, deep: bool = False, workers: int = 8, memory: int = MEMORY_BYTES, progress: Progress | None = None
+) -> list[Fault]:
     """Everything that is wrong with a restored folder; empty if it is the model its marker names, byte for byte.
 
     deep: also each chunk's sha256 (2 GB/s per core instead of 20): needed only against someone who forges checksums.
+    memory: bytes of chunk data in memory at most, or one chunk.
     Raises ConfigError if `folder` was never restored; CapabilityError if a file may not be read.
     """
     with disk_errors(folder):
         faults, manifest = _own_manifest(folder)
         if manifest is None:
             return faults
-        found = _scan(folder, manifest, deep, workers, progress or Silent())
+        found = _scan(folder, manifest, deep, _buffers(manifest, memory, workers), progress or Silent())
         return faults + found.faults + found.extra
 
 
@@ -87,7 +91,13 @@ def local_manifest(folder: Path) -> Manifest:
 
 
 def repair_folder(
-    folder: Path, source: Source, *, deep: bool = False, workers: int = 8, progress: Progress | None = None
+    folder: Path,
+    source: Source,
+    *,
+    deep: bool = False,
+    workers: int = 8,
+    memory: int = MEMORY_BYTES,
+    progress: Progress | None = None,
 ) -> RepairReport:
     """The folder made whole: only bad or missing chunks are fetched, each verified before it is written.
 
@@ -99,11 +109,12 @@ def repair_folder(
         faults, manifest = _own_manifest(folder)
         if manifest is None:
             manifest = _fetch_manifest(folder, source)
-        found = _scan(folder, manifest, deep, workers, progress)
+        buffers = _buffers(manifest, memory, workers)
+        found = _scan(folder, manifest, deep, buffers, progress)
         faults = faults + found.faults
         fetched = (0, 0)
         if faults:
-            fetched = _mend(folder, manifest, found.bad, source, workers, progress)
+            fetched = _mend(folder, manifest, found.bad, source, buffers, progress)
         return RepairReport(str(folder), manifest.digest, tuple(faults), tuple(found.extra), *fetched)
 
 
@@ -136,8 +147,14 @@ def _fetch_manifest(folder: Path, source: Source) -> Manifest:
     return read_manifest(source, digest)
 
 
-def _scan(folder: Path, manifest: Manifest, deep: bool, workers: int, progress: Progress) -> _Findings:
-    """Reads every byte; memory stays below workers * largest chunk."""
+def _buffers(manifest: Manifest, memory: int, workers: int) -> Buffers:
+    """Room for each chunk, and the blocks around it."""
+    largest = max((chunk.size for file in manifest.files for chunk in file.chunks), default=0)
+    return Buffers(memory, largest + 2 * ALIGN_BYTES, most=workers)
+
+
+def _scan(folder: Path, manifest: Manifest, deep: bool, buffers: Buffers, progress: Progress) -> _Findings:
+    """Reads every byte; memory: the buffers."""
     found, lock = _Findings(), threading.Lock()
     task = progress.add(f"check {manifest.name}", manifest.size)
     places: list[Place] = []
@@ -153,7 +170,8 @@ def _scan(folder: Path, manifest: Manifest, deep: bool, workers: int, progress: 
 
     def one(place: Place) -> None:
         file, chunk = place
-        fault = _chunk_fault(folder, file, chunk, deep)
+        with buffers.one() as into:
+            fault = _chunk_fault(folder, file, chunk, deep, into)
         if fault:
             with lock:
                 found.faults.append(fault)
@@ -161,7 +179,7 @@ def _scan(folder: Path, manifest: Manifest, deep: bool, workers: int, progress: 
         progress.advance(task, chunk.size)
 
     try:
-        each(places, one, workers=workers)
+        each(places, one, workers=buffers.count)
     finally:
         progress.done(task)
     order = {file.path: n for n, file in enumerate(manifest.files)}
@@ -189,20 +207,19 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _chunk_fault(folder: Path, file: File, chunk: Chunk, deep: bool) -> Fault | None:
+def _chunk_fault(folder: Path, file: File, chunk: Chunk, deep: bool, into: memoryview) -> Fault | None:
     try:
-        body = read_chunk(folder / file.path, chunk)
+        digests = digest_chunk(folder / file.path, chunk, into, sha256=deep)
     except OSError as exc:  # a sector that cannot be read is a bad chunk, and can be mended like one
         if isinstance(exc, PermissionError):
             raise
         return chunk_fault(file, chunk, exc.strerror or str(exc))
-    if len(body) < chunk.size:
-        return chunk_fault(file, chunk, f"{len(body)} bytes", f"{chunk.size} bytes")
-    crc = checksum.crc64nvme_hex(body)
-    if crc != chunk.crc64nvme:
-        return chunk_fault(file, chunk, f"crc64nvme {crc}")
-    if deep and (sha256 := checksum.sha256_hex(body)) != chunk.sha256:
-        return chunk_fault(file, chunk, f"sha256 {sha256}", f"sha256 {chunk.sha256}")
+    if digests.size < chunk.size:
+        return chunk_fault(file, chunk, f"{digests.size} bytes", f"{chunk.size} bytes")
+    if digests.crc64nvme != chunk.crc64nvme:
+        return chunk_fault(file, chunk, f"crc64nvme {digests.crc64nvme}")
+    if deep and digests.sha256 != chunk.sha256:
+        return chunk_fault(file, chunk, f"sha256 {digests.sha256}", f"sha256 {chunk.sha256}")
     return None
 
 
@@ -215,7 +232,7 @@ def _extra(folder: Path, known: set[str]) -> Iterator[Fault]:
 
 
 def _mend(
-    folder: Path, manifest: Manifest, bad: list[Place], source: RetryingSource, workers: int, progress: Progress
+    folder: Path, manifest: Manifest, bad: list[Place], source: RetryingSource, buffers: Buffers, progress: Progress
 ) -> tuple[int, int]:
     """Marker off, chunks in, everything synced, marker on. Returns (bytes, chunks) fetched."""
     need_space(folder, sum(f.size for f in manifest.files if not _is_file(folder / f.path)))
@@ -227,7 +244,7 @@ def _mend(
         wanted.setdefault(chunk.sha256, []).append((file, chunk))
     for file in manifest.files:
         _make_file(folder, file)
-    fetched = _refetch(folder, manifest, wanted, source, workers, progress)
+    fetched = _refetch(folder, manifest, wanted, source, buffers, progress)
     for file in manifest.files:
         sync(folder / file.path)
     for path in {folder, *((folder / f.path).parent for f in manifest.files)}:
@@ -253,7 +270,7 @@ def _refetch(
     manifest: Manifest,
     wanted: dict[str, list[Place]],
     source: RetryingSource,
-    workers: int,
+    buffers: Buffers,
     progress: Progress,
 ) -> tuple[int, int]:
     lock = threading.Lock()
@@ -264,20 +281,21 @@ def _refetch(
     def one(sha256: str) -> None:
         places = wanted[sha256]
         file, chunk = places[0]
-        try:
-            body, remote = fetch(manifest, places, source, sha256=True)
-        except (IntegrityError, RemoteError) as exc:
-            with lock:
-                failed.append((chunk_fault(file, chunk, exc.message), exc))
-            return
-        for file, chunk in places:
-            write_chunk(folder / file.path, chunk, body)
+        with buffers.one() as into:
+            try:
+                body, remote = fetch(manifest, places, source, into, sha256=True)
+            except (IntegrityError, RemoteError) as exc:
+                with lock:
+                    failed.append((chunk_fault(file, chunk, exc.message), exc))
+                return
+            for file, chunk in places:
+                write_chunk(folder / file.path, chunk, body)
         with lock:
             sizes.extend([chunk.size] if remote else [])
         progress.advance(task, chunk.size)
 
     try:
-        each([sha256 for sha256 in manifest.order if sha256 in wanted], one, workers=workers)
+        each([sha256 for sha256 in manifest.order if sha256 in wanted], one, workers=buffers.count)
     finally:
         progress.done(task)
     if failed:

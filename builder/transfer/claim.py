@@ -136,7 +136,7 @@ def _lock(path: Path, progress: Progress) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             _flock(fd, path, progress)
-            same = _is_same(fd, path)
+            same = is_same(fd, path)
         except BaseException:
             os.close(fd)
             raise
@@ -145,7 +145,7 @@ def _lock(path: Path, progress: Progress) -> int:
         os.close(fd)
 
 
-def _is_same(fd: int, path: Path) -> bool:
+def is_same(fd: int, path: Path) -> bool:
     """Whether the locked file is still the one that the name stands for: its holder before may have removed it."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())

@@ -22,8 +22,6 @@ def resolve(source: Source, ref: str = "") -> str:
         return ref
     source = first_request(source)
     ref = ref or _only_name(source)
-    if not all(NAME.match(part) for part in ref.split("@")) or ref.count("@") > 1:
-        raise ConfigError(f"{ref!r} is not a model reference", hint="give name, name@revision or sha256:<64 hex digits>")
     key = ref_key(ref)
     body = source.read(key, limit=REF_BYTES)
     if body is None:

@@ -21,14 +21,18 @@ from builder.errors import BuilderError, IntegrityError, RemoteError
 from builder.format.manifest import Chunk, File, Manifest
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest, partial_dir
 from builder.transfer import checksum
+from builder.transfer.buffers import MEMORY_BYTES, Buffers
 from builder.transfer.checksum import Buffer
 from builder.transfer.claim import disk_errors, is_complete, locked, need_space, refuse_other, sync, write_synced
+from builder.transfer.disk import ALIGN_BYTES
 from builder.transfer.faults import Fault, chunk_fault, failure
-from builder.transfer.fetch import fetch, read_chunk, reserve, write_chunk
+from builder.transfer.fetch import digest_chunk, fetch, reserve, write_chunk
+from builder.transfer.flush import Flusher
 from builder.transfer.journal import Journal
+from builder.transfer.link import FIRST, MOST, Link
 from builder.transfer.order import first_layers
 from builder.transfer.progress import Progress, Silent
-from builder.transfer.retry import interruptible, is_transient
+from builder.transfer.retry import THROTTLED, interruptible, is_transient
 from builder.transfer.source import FolderSource, Source
 from builder.transfer.workers import each
 
@@ -58,12 +62,27 @@ class RestoreReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """How a restore reads.
+
+    concurrency: requests at once; None: as many as make it faster (see `link`).  memory: bytes of chunk data in flight at
+    most, or one chunk.  sha256: also check each fetched chunk's sha256, which is what holds against someone who writes to
+    the store; None: unless the source is a folder.
+    """
+
+    concurrency: int | None = None
+    memory: int = MEMORY_BYTES
+    sha256: bool | None = None
+
+
 def restore(
     manifest: Manifest,
     source: Source,
     folder: Path,
     *,
-    concurrency: int = 8,
+    concurrency: int | None = None,
+    memory: int = MEMORY_BYTES,
     progress: Progress | None = None,
     on_chunk: OnChunk | None = None,
     sha256: bool | None = None,
@@ -71,7 +90,8 @@ def restore(
 ) -> RestoreReport:
     """The model in `folder`, byte for byte, complete and on disk when this returns.
 
-    concurrency: chunks in flight; memory stays below concurrency * largest chunk plus a constant.
+    memory: bytes of chunk data in flight at most, or one chunk.  concurrency: requests at once; None: as many as make it
+    faster (see `link`).
     on_chunk: called from worker threads as on_chunk(file, chunk) for each place of a chunk once it is verified and
     written (into the hidden folder).  sha256: also check each fetched chunk's sha256; None: unless the source is a folder.
 
@@ -93,7 +113,7 @@ def restore(
             if sha256 is None:
                 sha256 = not isinstance(getattr(source, "inner", source), FolderSource)
             job = _Restore(manifest, digest, source, folder, progress, on_chunk, sha256, clock)
-            job.run(concurrency)
+            job.run(concurrency, memory)
             return job.report(start)
 
 
@@ -114,28 +134,32 @@ class _Restore:
         self.manifest, self.digest, self.folder, self.progress = manifest, digest, folder, progress
         self.partial = partial_dir(folder)
         self.stop = threading.Event()
-        self.source = interruptible(source, self._pause)
+        self.source = interruptible(source, self._pause, self._heard)
         self.on_chunk, self.sha256, self.clock = on_chunk, sha256, clock
         self.places: dict[str, list[tuple[File, Chunk]]] = {}
         for file, chunk in manifest.chunks():
             self.places.setdefault(chunk.sha256, []).append((file, chunk))
-        self.open_chunks = {f.path: len(f.chunks) for f in manifest.files}
         self.first = first_layers(manifest)
         self.first_at: float | None = None
         self.fetched_bytes = self.fetched_chunks = self.reused_bytes = self.remote_failures = 0
         self.faults: list[tuple[Fault, BuilderError]] = []
         self.lock = threading.Lock()
 
-    def run(self, concurrency: int) -> None:
+    def run(self, concurrency: int | None, memory: int) -> None:
         if marker_digest(self.partial) == self.digest:  # stopped between its marker and its rename: all is on disk
             self.reused_bytes = self.manifest.size
             return self._show()
+        largest = max((chunk.size for _, chunk in self.manifest.chunks()), default=0)
+        self.buffers = Buffers(memory, largest + 2 * ALIGN_BYTES, most=concurrency or MOST)
+        self.link = Link(self.buffers.count, first=concurrency or FIRST, most=concurrency or MOST)
         self._prepare()
         journal = Journal(self.partial / JOURNAL, self.digest)
         try:
-            self._transfer(journal, concurrency)
+            with Flusher() as self.flusher:
+                self._transfer(journal)
         finally:
             journal.close()
+        self.flusher.require()
         self._publish()
         return None
 
@@ -155,6 +179,10 @@ class _Restore:
         """Wait before another try; not at all once the work is being stopped."""
         self.stop.wait(seconds)
 
+    def _heard(self, exc: BuilderError) -> None:
+        if exc.where.get("status") in THROTTLED:
+            self.link.throttled()
+
     def _prepare(self) -> None:
         """The hidden folder with every file at its full size, its blocks reserved."""
         _discard_other(self.partial, self.digest)
@@ -166,15 +194,15 @@ class _Restore:
             path.parent.mkdir(parents=True, exist_ok=True)
             reserve(path, file.size)
 
-    def _transfer(self, journal: Journal, concurrency: int) -> None:
+    def _transfer(self, journal: Journal) -> None:
         task = self.progress.add(f"restore {self.manifest.name}", self.manifest.size)
 
         def one(sha256: str) -> None:
-            self._guarded(sha256, journal, concurrency)
+            self._guarded(sha256, journal)
             self.progress.advance(task, sum(chunk.size for _, chunk in self.places[sha256]))
 
         try:
-            each(self.manifest.order, one, workers=concurrency, stop=self.stop)
+            each(self.manifest.order, one, workers=self.buffers.count, stop=self.stop)
             if self.faults:
                 rest = " (the rest was not tried)" if self.stop.is_set() else ""
                 raise failure(
@@ -183,37 +211,40 @@ class _Restore:
         finally:
             self.progress.done(task)
 
-    def _guarded(self, sha256: str, journal: Journal, concurrency: int) -> None:
+    def _guarded(self, sha256: str, journal: Journal) -> None:
         """One chunk; its failure is noted and the others go on, unless the store as a whole seems to be gone."""
         try:
-            self._chunk(sha256, journal)
+            with self.link.chunk(), self.buffers.one() as into:
+                self._chunk(sha256, journal, into)
         except (IntegrityError, RemoteError) as exc:
             file, chunk = self.places[sha256][0]
             with self.lock:
                 self.faults.append((chunk_fault(file, chunk, exc.message), exc))
                 if isinstance(exc, RemoteError):
                     self.remote_failures += 1
-                    if not is_transient(exc) or self.remote_failures >= concurrency:
+                    if not is_transient(exc) or self.remote_failures >= self.buffers.count:
                         self.stop.set()
 
-    def _chunk(self, sha256: str, journal: Journal) -> None:
+    def _chunk(self, sha256: str, journal: Journal, into: memoryview) -> None:
         places = self.places[sha256]
-        if sha256 in journal.recorded and self._is_written(places):
+        if sha256 in journal.recorded and self._is_written(places, into):
             with self.lock:
                 self.reused_bytes += sum(chunk.size for _, chunk in places)
         else:
-            body = self._body(places)
+            body = self._body(places, into)
             for file, chunk in places:
                 write_chunk(self.partial / file.path, chunk, body)
+                self.flusher.wrote(self.partial / file.path, chunk.size)
             journal.record(sha256)
-        for file, chunk in places:
-            self._placed(file)
-            if self.on_chunk:
+        self.link.arrived(places[0][1].size)
+        if self.on_chunk:
+            for file, chunk in places:
                 self.on_chunk(file, chunk)
         self._note_first(sha256)
 
-    def _body(self, places: list[tuple[File, Chunk]]) -> Buffer:
-        body, remote = fetch(self.manifest, places, self.source, sha256=self.sha256)
+    def _body(self, places: list[tuple[File, Chunk]], into: memoryview) -> Buffer:
+        parts = self.link.parts(places[0][1].size)
+        body, remote = fetch(self.manifest, places, self.source, into, sha256=self.sha256, parts=parts)
         with self.lock:
             self.remote_failures = 0
             if remote:
@@ -221,16 +252,11 @@ class _Restore:
                 self.fetched_chunks += 1
         return body
 
-    def _is_written(self, places: list[tuple[File, Chunk]]) -> bool:
-        return all(checksum.crc64nvme_hex(read_chunk(self.partial / f.path, c)) == c.crc64nvme for f, c in places)
-
-    def _placed(self, file: File) -> None:
-        """Count down; a file whose last chunk is there is synced now, while others still arrive."""
-        with self.lock:
-            self.open_chunks[file.path] -= 1
-            last = self.open_chunks[file.path] == 0
-        if last:
-            sync(self.partial / file.path)
+    def _is_written(self, places: list[tuple[File, Chunk]], into: memoryview) -> bool:
+        return all(
+            digest_chunk(self.partial / file.path, chunk, into, sha256=False).crc64nvme == chunk.crc64nvme
+            for file, chunk in places
+        )
 
     def _note_first(self, sha256: str) -> None:
         with self.lock:
@@ -242,8 +268,7 @@ class _Restore:
     def _publish(self) -> None:
         """Everything on disk, then the marker, then the name."""
         for file in self.manifest.files:
-            if not file.chunks:
-                sync(self.partial / file.path)
+            sync(self.partial / file.path)
         write_synced(self.partial / MANIFEST, self.manifest.to_bytes())
         for path in [self.partial, *(p for p in self.partial.rglob("*") if p.is_dir())]:
             path.chmod(0o755)

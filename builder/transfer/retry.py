@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from builder.errors import IntegrityError, RemoteError
-from builder.transfer.source import Source, list_keys
+from builder.errors import BuilderError, IntegrityError, RemoteError
+from builder.transfer.checksum import Digests
+from builder.transfer.source import Source, fill, list_keys
 
 if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
@@ -54,8 +55,11 @@ class RetryingSource:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
         rng: Callable[[], float],
+        heard: Callable[[BuilderError], None] | None = None,
     ) -> None:
+        """heard: called with every error that is tried again."""
         self.inner = inner
+        self._heard = heard
         self.policy = policy
         self._clock = clock
         self._sleep = sleep
@@ -82,28 +86,65 @@ class RetryingSource:
 
         return self._retry(once)
 
+    def fill(
+        self, key: str, into: memoryview, *, check: Callable[[Digests], None], sha256: bool = True, parts: int = 1
+    ) -> int | None:
+        """The object at the start of `into`, as source.fill. check(digests) raises IntegrityError on wrong bytes, which are
+        then read again.  sha256: whether the digests have it.
+        """
+
+        def once() -> int | None:
+            digests = Digests(with_sha256=sha256)
+            size = fill(self.inner, key, into, seen=digests.update, parts=parts)
+            if size is not None:
+                check(digests)
+            return size
+
+        return self._retry(once)
+
     def _retry(self, once: Callable[[], _T]) -> _T:
-        start, tries, wrong = self._clock(), 0, 0
-        while True:
+        def told() -> _T:
             try:
                 return once()
             except (RemoteError, IntegrityError) as exc:
-                tries += 1
-                wrong += isinstance(exc, IntegrityError)
-                exc.where["tries"] = tries
-                pause = self._pause(exc, tries)
-                spent = self._clock() - start + pause
-                hopeless = not is_transient(exc) or wrong >= self.policy.body_tries
-                if hopeless or tries >= self.policy.tries or spent > self.policy.deadline_s:
-                    raise
-            self._sleep(pause)
+                if self._heard:
+                    self._heard(exc)
+                raise
 
-    def _pause(self, exc: RemoteError | IntegrityError, tries: int) -> float:
-        top = min(self.policy.cap_s, self.policy.base_s * 2.0 ** (tries - 1))
-        if exc.where.get("status") not in THROTTLED:
-            return top * self._rng()
-        asked = min(float(exc.where.get("retry_after", 0.0)), self.policy.retry_after_cap_s)
-        return max(asked, top * (1 + self._rng()) / 2)
+        return call(told if self._heard else once, self.policy, clock=self._clock, sleep=self._sleep, rng=self._rng)
+
+
+def call(
+    once: Callable[[], _T],
+    policy: Policy,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    rng: Callable[[], float] = random.random,
+) -> _T:
+    """What `once` returns, which is called again as `policy` says. Its last error is raised as it came, with `tries`."""
+    start, tries, wrong = clock(), 0, 0
+    while True:
+        try:
+            return once()
+        except (RemoteError, IntegrityError) as exc:
+            tries += 1
+            wrong += isinstance(exc, IntegrityError)
+            exc.where["tries"] = tries
+            pause = _pause(exc, tries, policy, rng)
+            spent = clock() - start + pause
+            hopeless = not is_transient(exc) or wrong >= policy.body_tries
+            if hopeless or tries >= policy.tries or spent > policy.deadline_s:
+                raise
+        sleep(pause)
+
+
+def _pause(exc: RemoteError | IntegrityError, tries: int, policy: Policy, rng: Callable[[], float]) -> float:
+    top = min(policy.cap_s, policy.base_s * 2.0 ** (tries - 1))
+    if exc.where.get("status") not in THROTTLED:
+        return top * rng()
+    asked = min(float(exc.where.get("retry_after", 0.0)), policy.retry_after_cap_s)
+    return max(asked, top * (1 + rng()) / 2)
 
 
 def is_transient(exc: RemoteError | IntegrityError) -> bool:
@@ -136,9 +177,13 @@ def first_request(source: Source) -> RetryingSource:
     return RetryingSource(source.inner, policy, source._clock, source._sleep, source._rng)
 
 
-def interruptible(source: Source, wait: Callable[[float], None]) -> RetryingSource:
-    """`source`, tried again, pausing in `wait` instead of time.sleep; a sleep that its maker passed in is kept."""
+def interruptible(
+    source: Source, wait: Callable[[float], None], heard: Callable[[BuilderError], None] | None = None
+) -> RetryingSource:
+    """`source`, tried again, pausing in `wait` instead of time.sleep; a sleep that its maker passed in is kept.
+
+    heard: called with every error that is tried again.
+    """
     source = retrying(source)
-    if source._sleep is not time.sleep:
-        return source
-    return RetryingSource(source.inner, source.policy, source._clock, wait, source._rng)
+    sleep = wait if source._sleep is time.sleep else source._sleep
+    return RetryingSource(source.inner, source.policy, source._clock, sleep, source._rng, heard)

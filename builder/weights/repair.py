@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from builder.errors import BuilderError, IntegrityError
 from builder.format.manifest import Chunk, File
 from builder.models.source import ModelFile, ModelSnapshot
 from builder.progress import NoProgress, Progress
-from builder.stores.base import Store
+from builder.stores.base import Reader, Store
 from builder.transfer.checksum import sha256_hex
 from builder.transfer.faults import Fault, chunk_fault, failure
+from builder.transfer.manifests import read_manifest
+from builder.weights.lease import hold
 from builder.weights.verify import verify
 
 
@@ -51,8 +54,14 @@ def repair(
     The source's bytes are checked against the chunk's sha256 before they replace anything.
     Raises IntegrityError that names each chunk which the source does not have as it was pushed; the others are repaired.
     """
-    start = time.monotonic()
     progress = progress or NoProgress()
+    read_manifest(Reader(store), ref)  # a mistyped store or model ends it before a lease is written
+    with contextlib.nullcontext() if dry_run else hold(store, "push", progress=progress):
+        return _repair(store, ref, snapshot, engine, progress, dry_run)
+
+
+def _repair(store: Store, ref: str, snapshot: ModelSnapshot, engine: Engine, progress: Progress, dry_run: bool) -> RepairReport:
+    start = time.monotonic()
     found = verify(store, ref, engine=engine, progress=progress)
     manifest = found.manifest
     assert manifest is not None  # verify returns it

@@ -16,9 +16,12 @@ longer header 0.0 % (100 %), four shards made two 0.6 % (100 %).
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from builder.errors import ConfigError
@@ -49,6 +52,15 @@ class FilePlan:
     header: int
     tensors: tuple[Tensor, ...]
     pieces: tuple[Piece, ...]
+
+    def tensors_in(self, start: int, end: int) -> tuple[str, ...]:
+        """Names of the tensors that have a byte in [start, end)."""
+        first = bisect_right(self._solid, start, key=lambda t: t.offset + t.size)
+        return tuple(t.name for t in itertools.takewhile(lambda t: t.offset < end, self._solid[first:]))
+
+    @cached_property
+    def _solid(self) -> list[Tensor]:
+        return sorted((t for t in self.tensors if t.size), key=lambda t: t.offset)
 
 
 @dataclass(frozen=True)

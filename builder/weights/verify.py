@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from builder.engines.base import Engine
-from builder.errors import BuilderError, IntegrityError
+from builder.errors import IntegrityError
 from builder.format.manifest import MAX_CHUNK_BYTES, Chunk, File, Manifest
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store
 from builder.transfer.checksum import crc64nvme_hex, file_crc64, sha256_hex
-from builder.transfer.faults import Fault, chunk_fault, failure, refused
+from builder.transfer.faults import Fault, chunk_fault, failure
 from builder.transfer.manifests import read_manifest
 from builder.transfer.source import public
 from builder.units import count
+from builder.weights.work import each
 
 Place = tuple[File, Chunk]
 Check = Callable[[Chunk], tuple[str, str] | str]
@@ -28,7 +29,9 @@ Check = Callable[[Chunk], tuple[str, str] | str]
 class VerifyReport:
     """What was found. chunks, bytes: distinct ones.  by: "read", or "head" for the store's own word.
 
-    by_size: chunks of which the store told the size only (a remote check on a store that keeps no digest).
+    endpoint: the server that was asked, "" for AWS and for a folder.
+    by_size: chunks of which the store told the size only (a remote check on a store that keeps no digest): they may hold
+    anything. by_digest: the others that are right, compared by a digest.
     faults: every one, at every place of the model that the object goes to.
     """
 
@@ -39,6 +42,8 @@ class VerifyReport:
     chunks: int
     bytes: int
     by: str
+    endpoint: str
+    by_digest: int
     by_size: int
     seconds: float
     faults: tuple[Fault, ...] = ()
@@ -86,6 +91,8 @@ def verify(
         chunks=len(places),
         bytes=sum(p[0][1].size for p in places.values()),
         by="head" if remote else "read",
+        endpoint=public(getattr(store, "endpoint_url", None) or ""),
+        by_digest=len(places) - by_size - len({fault.object for fault in faults if fault.object}),
         by_size=by_size,
         seconds=time.monotonic() - start,
         faults=tuple(faults),
@@ -114,27 +121,15 @@ def _check_all(
     check: Check = _by_head(store) if remote else _by_reading(store)
     task = progress.add("verify", sum(p[0][1].size for p in places))
     faults: dict[str, list[Fault]] = {}
-    errors: list[BuilderError] = []
     by_size = 0
-
-    def drawn() -> Iterator[list[Place]]:
-        for place in places:
-            if errors:  # the store cannot be read: no use in asking on
-                return
-            yield place
-
-    for place, result in engine.map(lambda place: check(place[0][1]), drawn()):
+    for place, result in each(engine, lambda place: check(place[0][1]), places):
         chunk = place[0][1]
-        if isinstance(result, BuilderError):
-            errors.append(result)
-        elif isinstance(result, tuple):
+        if isinstance(result, tuple):
             faults[chunk.sha256] = [chunk_fault(f, c, result[1], result[0]) for f, c in place]
         else:
             by_size += result == "size"
         progress.advance(task, chunk.size)
     progress.done(task, count(sum(map(len, faults.values())), "fault") if faults else "")
-    if errors:
-        raise refused(errors)
     return by_size, [fault for place in places for fault in faults.get(place[0][1].sha256, [])]
 
 

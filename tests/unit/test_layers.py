@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASE | {"format", "config"},
     "doctor": BASE | {"stores"},
     "render": BASE | {"format", "render"},
-    "models": BASE | {"format", "models"},
+    "models": BASE | {"format", "transfer", "models"},
     "stores": BASE | {"format", "transfer", "stores"},
     "engines": BASE | {"format", "engines"},
     "weights": BASE | {"format", "transfer", "models", "stores", "engines", "weights"},
@@ -43,7 +43,7 @@ PINNED = {
     "botocore": {"stores/s3.py", "node/ebs.py"},
     "docker": {"image/", "verify/"},
     "testcontainers": {"verify/"},
-    "huggingface_hub": {"models/hub.py"},
+    "huggingface_hub": {"models/hub.py", "models/hub_http.py"},
     "ray": {"engines/ray.py"},
     "click": {"cli/"},
     "rich": {"cli/"},
@@ -54,6 +54,7 @@ PINNED = {
     "obstore": {"transfer/", "stores/s3.py"},
     "awscrt": {"transfer/checksum.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
+    "cryptography": {"weights/sign.py"},
     "pytest": {"verify/fixtures.py"},
 }
 

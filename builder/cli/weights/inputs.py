@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from builder.engines.base import Engine
     from builder.models.source import ModelRef
     from builder.stores.base import Store
+    from builder.transfer.source import Source
     from builder.weights.push import PushReport
 
 CONCURRENCY = 8
@@ -47,7 +48,7 @@ class Inputs:
     store_url: str | None
     endpoint_url: str | None
     region: str | None
-    concurrency: int
+    concurrency: int | None
     file: Path | None
     memory: int = MEMORY
     _loaded: Loaded | None = None
@@ -62,24 +63,55 @@ class Inputs:
         """The description if one is meant: -f names it, or --store is left to it."""
         return self.loaded().spec if self.file or not self.store_url else None
 
+    @property
+    def workers(self) -> int:
+        return self.concurrency or CONCURRENCY
+
     def store(self) -> Store:
         from builder.stores.open import open_store
 
+        url, endpoint, region = self._address()
+        return open_store(url, endpoint_url=endpoint, region=region)
+
+    def source(self) -> Source:
+        """The store, for reading alone. Where the environment says all there is to say, boto3 is not asked: it takes a
+        quarter of a second to load, and would find the same keys.
+        """
+        url, endpoint, region = self._address()
+        told = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(os.environ) and not os.environ.get("AWS_PROFILE")
+        config = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+        if not url.startswith("s3://") or not told or config.is_file():
+            return self.store().source()
+        from builder.stores.open import refuse_typos
+        from builder.transfer.source import open_source
+
+        refuse_typos(url)
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return open_source(url, endpoint_url=endpoint, region=region)
+
+    def _address(self) -> tuple[str, str | None, str | None]:
+        """The store's URL, endpoint and region: from the command line, else from the description."""
         url, endpoint, region = self.store_url, self.endpoint_url, self.region
         if url is None:
             weights = self.loaded().spec.weights
             url, endpoint, region = self.loaded().store_url, endpoint or weights.endpoint_url, region or weights.region
-        return open_store(url, endpoint_url=endpoint, region=region)
+        return url, endpoint, region
 
     def ref(self, ref: str | None) -> str:
         """What to read: REF, or the description's name, or "" for the only model in the store."""
         spec = self.spec()
         return ref or (spec.name if spec else "")
 
-    def engine(self) -> Engine:
-        from builder.engines.local import LocalEngine
+    def engine(self, cluster: str = "") -> Engine:
+        """cluster: address of a Ray cluster; "" for this machine."""
+        if not cluster:
+            from builder.engines.local import LocalEngine
 
-        return LocalEngine(self.concurrency)
+            return LocalEngine(self.workers)
+        from builder.engines.ray import RayEngine
+
+        return RayEngine(cluster, threads=self.workers)
 
     def model(self, source: str | None, revision: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Asked:
         """The model that is meant. A SOURCE on the command line brings its own patterns and revision."""
@@ -119,7 +151,7 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--store", metavar="URL", help="A folder or s3://bucket/prefix; default: weights.store of builder.yaml.")
     @click.option("--endpoint-url", metavar="URL", help="An S3-compatible server other than AWS.")
     @click.option("--region", help="The bucket's region.")
-    @click.option("--concurrency", type=click.IntRange(1, 256), default=CONCURRENCY, show_default=True, help="Chunks at once.")
+    @click.option("--concurrency", type=click.IntRange(1, 256), help="At once; default 8, for pull what is fastest.")
     @click.option("--memory", callback=_memory, metavar="SIZE", help="Chunk data in memory at most; default 256MiB.")
     @file_option
     @options
@@ -130,7 +162,7 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
         store: str | None,
         endpoint_url: str | None,
         region: str | None,
-        concurrency: int,
+        concurrency: int | None,
         memory: int,
         file: Path | None,
         **rest: Any,
@@ -138,6 +170,30 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
         function(Inputs(session, store, endpoint_url, region, concurrency, file, memory), **rest)
 
     return wrapped
+
+
+def engine_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --engine, as `cluster`: for Inputs.engine."""
+    what = "Where the work runs: local, ray (RAY_ADDRESS, or this machine's cluster), ray=HOST:6379 or ray://HOST:10001."
+    return click.option("--engine", "cluster", callback=_cluster, default="local", metavar="ENGINE", help=what)(function)
+
+
+def _cluster(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The Ray address that is meant; "" for none.
+
+    >>> [_cluster(None, None, v) for v in ("local", "ray", "ray=10.0.0.1:6379", "ray://head:10001")]
+    ['', 'auto', '10.0.0.1:6379', 'ray://head:10001']
+    """
+    kind, _, address = value.partition("=")
+    if value == "local":
+        return ""
+    if value == "ray":
+        return os.environ.get("RAY_ADDRESS", "") or "auto"
+    if kind == "ray" and address:
+        return address
+    if value.startswith("ray://"):
+        return value
+    raise click.BadParameter(f"{value}: expected local, ray, ray=HOST:PORT or ray://HOST:PORT")
 
 
 def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int:

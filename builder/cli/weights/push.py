@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import click
 
 from builder import units
-from builder.cli.weights.inputs import Inputs, source_options, store_options
+from builder.cli.weights.inputs import Inputs, engine_option, source_options, store_options
 from builder.errors import ConfigError
 from builder.format.manifest import NAME
 
 
 def _chunk_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if not value:
+        return None
     from builder.config.spec import MAX_CHUNK, MIN_CHUNK
 
     try:
-        size = units.parse_size(value) if value else None
+        size = units.parse_size(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from exc
-    if size is not None and not MIN_CHUNK <= size <= MAX_CHUNK:
+    if not MIN_CHUNK <= size <= MAX_CHUNK:
         raise click.BadParameter(f"{value}: expected 8MiB to 64MiB")
     return size
+
+
+chunk_size_option = click.option(
+    "--chunk-size", callback=_chunk_size, metavar="SIZE", help="Target size of a chunk; default 16MiB."
+)
 
 
 @click.command("push")
 @click.argument("source", required=False)
 @click.option("--name", help="Name of the model in the store; default: the source's own.")
-@click.option("--chunk-size", callback=_chunk_size, metavar="SIZE", help="Target size of a chunk; default 16MiB.")
+@chunk_size_option
 @click.option("--plain", is_flag=True, help="Also put the original files beside the chunks, for stock tools.")
 @click.option("--dry-run", is_flag=True, help="Read and hash, ask the store, send nothing.")
+@engine_option
 @source_options
 @store_options
 def command(
@@ -40,6 +49,7 @@ def command(
     chunk_size: int | None,
     plain: bool,
     dry_run: bool,
+    cluster: str,
     revision: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -56,9 +66,11 @@ def command(
     report = pipeline.publish_weights(
         asked.ref,
         inputs.store(),
-        inputs.engine(),
+        inputs.engine(cluster),
         name=name or (spec.name if spec else default_name(asked.ref.source)),
         chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
+        memory=inputs.memory,
+        index=index_folder(),
         token=asked.token,
         plain=plain or bool(spec and "plain" in spec.weights.publish),
         dry_run=dry_run,
@@ -76,6 +88,15 @@ def command(
         f"{report.reused_chunks} already there, in {units.format_seconds(report.seconds)}{rate}",
         failed,
     )
+
+
+def index_folder() -> Path | None:
+    """Where digests of files are kept from one push to the next, as the XDG Base Directory Specification has it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "builder" / "index"
+    except RuntimeError:  # no home
+        return None
 
 
 def default_name(source: str) -> str:

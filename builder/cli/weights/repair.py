@@ -62,7 +62,8 @@ def command(
 def _repair_folder(inputs: Inputs, folder: Path) -> None:
     from builder.transfer.check import repair_folder
 
-    report = repair_folder(folder, inputs.store().source(), workers=inputs.concurrency, progress=inputs.session.progress)
+    workers, memory = inputs.workers, inputs.memory
+    report = repair_folder(folder, inputs.source(), workers=workers, memory=memory, progress=inputs.session.progress)
     inputs.session.show(
         report.to_json(),
         f"{report.folder}  {report.digest}\n{_lines(report.faults)}"

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from builder.errors import BuilderError, CapabilityError, ConfigError
 from builder.format.manifest import Manifest
+from builder.format.volume import use_file
 from builder.runtime import settings
 from builder.runtime.children import LAUNCHER
 from builder.runtime.control import Control
@@ -27,6 +29,7 @@ from builder.runtime.gate import WAITING, Gate
 from builder.runtime.record import Recorder
 from builder.runtime.serve import STOP, Serve
 from builder.runtime.weights import Found
+from builder.transfer.lease import hold
 
 FOUND = Found(Path("/m"), Manifest("m", "", "", "", (), ()), "sha256:0", "here", 0, 0, None, 0.0)
 CHUNK = b'data: {"choices": [{"delta": {"content": "w"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
@@ -88,6 +91,24 @@ def test_a_stopped_start_never_becomes_ready(engine: Engine) -> None:
         assert one.gate
         assert one.gate.state not in (WAITING, "open")
         assert (engine.asked, one.recorder.phases) == (0, [])
+
+    run(scenario)
+
+
+def test_a_server_notes_now_and_then_that_it_uses_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.runtime.serve.TOUCH_S", 0.01)
+    folder = tmp_path / ("0" * 64)
+
+    async def scenario() -> None:
+        one = serve()
+        lease = hold(folder, create=True)
+        os.utime(use_file(folder), (100, 100))
+        one.state.found = replace(FOUND, lease=lease)
+        using = asyncio.ensure_future(one._using())
+        while use_file(folder).stat().st_mtime == 100:
+            await asyncio.sleep(0.01)
+        using.cancel()
+        lease.release()
 
     run(scenario)
 

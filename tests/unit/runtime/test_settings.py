@@ -6,6 +6,7 @@ import pytest
 
 from builder.errors import ConfigError
 from builder.runtime import settings
+from builder.transfer.cache import Budget
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -13,6 +14,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert (read.port, read.control_port, read.queue, read.queue_limit) == (8000, 8001, True, 256)
     assert (read.engine, read.engine_args, read.models_root) == ("llama.cpp", (), (Path("/var/lib/builder/models"),))
     assert (read.store, read.model, read.phases, read.reported) == ("", "", None, {})
+    assert read.cache_size is None
 
 
 def test_everything_is_read() -> None:
@@ -24,6 +26,7 @@ def test_everything_is_read() -> None:
             "BUILDER_WARMUP_BATCH": "1, 8",
             "BUILDER_QUEUE": "0",
             "BUILDER_VERIFY": "full",
+            "BUILDER_CACHE_SIZE": "80%",
             "CUDA_MODULE_LOADING": "LAZY",
             "HOME": "/root",
         }
@@ -34,6 +37,7 @@ def test_everything_is_read() -> None:
     assert read.warmup_batch == (1, 8)
     assert not read.queue
     assert read.verify_full
+    assert read.cache_size == Budget(80, percent=True)
     assert read.reported == {"CUDA_MODULE_LOADING": "LAZY"}
 
 
@@ -63,6 +67,9 @@ def test_blank_counts_as_unset() -> None:
         ("BUILDER_WARMUP_BATCH", "1,,2"),
         ("BUILDER_WARMUP_TOKENS", "0"),
         ("BUILDER_VERIFY", "yes"),
+        ("BUILDER_CACHE_SIZE", "200"),
+        ("BUILDER_CACHE_SIZE", "0GiB"),
+        ("BUILDER_CACHE_SIZE", "101%"),
         ("BUILDER_GRACE_S", "0"),
         ("BUILDER_GRACE_S", "nan"),
         ("BUILDER_PHASES", "/no/such/folder/phases"),

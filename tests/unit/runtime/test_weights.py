@@ -7,8 +7,11 @@ import pytest
 
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.format.volume import model_dir
+from builder.runtime import weights
 from builder.runtime.settings import Settings, read
 from builder.runtime.weights import find
+from builder.transfer.cache import prune
+from builder.transfer.lease import Lease, hold
 from tests.unit.transfer import build
 
 
@@ -123,3 +126,55 @@ def test_what_cannot_be_found_is_named(
 ) -> None:
     with pytest.raises(kind, match=said):
         find(settings(tmp_path, **values))
+
+
+def test_what_is_found_is_leased_and_makes_room_only_when_released(tmp_path: Path) -> None:
+    one, two = (build.model({"w": os.urandom(1 << 20)}, chunk_bytes=1 << 18, name=name) for name in ("one", "two"))
+    one.store(tmp_path / "store")
+    two.store(tmp_path / "store")
+    small = {"cache_size": "3MiB"}
+    fetched = find(settings(tmp_path, model="one", **small))
+    again = find(settings(tmp_path, model="one", **small))
+    fetched.lease.release()
+    with pytest.raises(CapabilityError, match="bytes needed in a cache of 3145728"):
+        find(settings(tmp_path, model="two", **small))
+    assert one.same(again.folder)
+    again.lease.release()
+    find(settings(tmp_path, model="two", **small)).lease.release()
+    assert not fetched.folder.exists()
+
+
+def test_a_model_that_is_evicted_between_the_look_and_the_lease_is_fetched_again(
+    tmp_path: Path, model: build.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(settings(tmp_path)).lease.release()
+    evicted = []
+
+    def hold_late(folder: Path) -> Lease:
+        if not evicted:
+            evicted.extend(prune(tmp_path / "models", 0))
+            assert len(evicted) == 1
+        return hold(folder)
+
+    monkeypatch.setattr(weights, "hold", hold_late)
+    found = find(settings(tmp_path))
+    assert found.fetched_bytes == found.manifest.size
+    assert model.same(found.folder)
+    assert prune(tmp_path / "models", 0) == []
+
+
+def test_models_that_vanish_while_they_are_listed_are_passed_over(
+    tmp_path: Path, model: build.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(settings(tmp_path)).lease.release()
+    real = Path.read_bytes
+
+    def late(path: Path) -> bytes:
+        if path.name == "manifest.json":
+            prune(tmp_path / "models", 0)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", late)
+    assert list(weights.models(tmp_path / "models")) == []
+    with pytest.raises(ConfigError, match="model m is not in"):
+        find(settings(tmp_path, store=""))
