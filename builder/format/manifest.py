@@ -21,11 +21,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from builder.errors import ConfigError, IntegrityError
 
@@ -35,13 +36,19 @@ MAX_MANIFEST_BYTES = 512 << 20
 SMALL_BYTES = 1 << 20  # configs up to this size also travel inside the manifest
 RESERVED = ".builder"  # the folder of markers inside a restored model; no model file may lie there
 TENSOR_MODES = ("safetensors", "gguf")
+PATH_BYTES, NAME_BYTES = 3072, 255  # Linux: 4096 for a path with the folder before it, 255 for each name in it
+_HUGE = 1 << 63  # no size or offset reaches this
+_SAID = 200  # characters of a stranger's text in a message
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_FILE_KEYS = {"path", "size", "sha256", "crc64nvme", "mode", "header", "chunks", "tensors"}
+_TENSOR_KEYS = {"dtype", "shape", "offset", "size", "row_bytes", "group"}
+_KEYS = {"format", "name", "source", "revision", "tool", "files", "order", "small"}
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _CRC = re.compile(r"[0-9a-f]{16}\Z")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One object in the store: raw bytes of one file.
 
     sha256: bare hex; also the object's name.  offset, size: bytes within the file.
@@ -58,8 +65,7 @@ class Chunk:
         return chunk_key(self.sha256)
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of one file. offset: first byte within the file; size: bytes; row_bytes: bytes per index of axis 0."""
 
     name: str
@@ -184,8 +190,8 @@ def parse(body: bytes, *, at: str, digest: str = "") -> Manifest:
     try:
         raw = json.loads(body, object_pairs_hook=unique)
     except (ValueError, RecursionError) as exc:
-        raise IntegrityError(f"{at}: manifest is not JSON: {exc}", where={"object": at}) from exc
-    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
+        raise IntegrityError(f"{at}: manifest is not JSON: {str(exc)[:_SAID]}", where={"object": at}) from exc
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int or raw["format"] < 1:
         raise IntegrityError(f"{at}: not a builder manifest", where={"object": at})
     if raw["format"] > FORMAT:
         raise IntegrityError(
@@ -194,10 +200,15 @@ def parse(body: bytes, *, at: str, digest: str = "") -> Manifest:
             where={"object": at},
         )
     try:
+        if _SURROGATE.search(body):
+            json.dumps(raw, ensure_ascii=False).encode()  # half of a pair cannot be written to a disk
         manifest = _manifest(raw)
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as exc:
+        # What json read, written again: other spaces, another order, another way to write a number or a letter give other
+        # bytes. Keys that the format does not know are refused by _manifest.
+        canonical = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode() == body
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, binascii.Error) as exc:
         raise IntegrityError(f"{at}: manifest: {_reason(exc)}", where={"object": at}) from exc
-    if manifest.to_bytes() != body:
+    if not canonical:
         raise IntegrityError(f"{at}: manifest is not in canonical form", where={"object": at})
     return manifest
 
@@ -208,10 +219,19 @@ def safe_path(path: str) -> str:
         raise TypeError(f"path {path!r} is not a string")
     parts = path.split("/")
     if not path or "\\" in path or "\0" in path or any(p in ("", ".", "..") for p in parts):
-        raise ValueError(f"path {path!r} is not a plain relative path")
-    if parts[0] == RESERVED:
-        raise ValueError(f"path {path!r} lies in the reserved folder {RESERVED}/")
+        raise ValueError(f"path {path[:_SAID]!r} is not a plain relative path")
+    if len(path.encode("utf-8", "surrogatepass")) > PATH_BYTES or max(map(len, parts)) * 4 > NAME_BYTES:
+        _require_short(path, parts)
+    if parts[0].lower() == RESERVED:  # in any case: some file systems do not tell them apart
+        raise ValueError(f"path {path[:_SAID]!r} lies in the reserved folder {RESERVED}/")
     return path
+
+
+def _require_short(path: str, parts: list[str]) -> None:
+    size, longest = (max(len(p.encode("utf-8", "surrogatepass")) for p in some) for some in ([path], parts))
+    if size > PATH_BYTES or longest > NAME_BYTES:
+        limits = f"expected at most {PATH_BYTES}, and {NAME_BYTES} for a name in it"
+        raise ValueError(f"path {path[:64]!r}... has {size} bytes, a name in it {longest}; {limits}")
 
 
 def _file_json(f: File) -> dict[str, Any]:
@@ -238,20 +258,19 @@ def _file_json(f: File) -> dict[str, Any]:
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:
+    _only(raw, _KEYS, "manifest")
     files = tuple(_file(f) for f in raw["files"])
-    paths = [f.path for f in files]
-    if len(set(paths)) != len(paths):
-        raise ValueError(f"path {next(p for p in paths if paths.count(p) > 1)!r} occurs twice")
-    folders = {"/".join(p.split("/")[:i]) for p in paths for i in range(1, p.count("/") + 1)}
-    if both := folders.intersection(paths):
-        raise ValueError(f"path {min(both)!r} is both a file and a folder")
-    order = tuple(_hex(s, "order") for s in raw["order"])
+    _distinct([f.path for f in files])
+    order = tuple(_list(raw["order"], "order"))
+    for sha256 in order:
+        if type(sha256) is not str or not _HEX.match(sha256):
+            _hex(sha256, "order")
     sizes: dict[str, int] = {}
     for f in files:
         for c in f.chunks:
             if sizes.setdefault(c.sha256, c.size) != c.size:
                 raise ValueError(f"chunk {c.sha256} has two sizes")
-    if len(set(order)) != len(order) or set(order) != set(sizes):
+    if len(order) != len(sizes) or set(order) != sizes.keys():
         raise ValueError("order does not name every chunk exactly once")
     small = {safe_path(p): base64.b64decode(b, validate=True) for p, b in raw["small"].items()}
     by_path = {f.path: f for f in files}
@@ -269,36 +288,69 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     )
 
 
+def _distinct(paths: list[str]) -> None:
+    """Raises ValueError for a path that occurs twice, or is a file here and a folder there."""
+    ordered = sorted(path.replace("/", "\0") for path in paths)  # a folder's files come right after its own name
+    for one, other in itertools.pairwise(ordered):
+        if one == other or other.startswith(one + "\0"):
+            path = one.replace("\0", "/")[:_SAID]
+            raise ValueError(f"path {path!r} occurs twice" if one == other else f"path {path!r} is both a file and a folder")
+
+
+def _only(raw: dict[str, Any], keys: set[str], what: str) -> None:
+    if raw.keys() != keys:
+        missing, unknown = sorted(keys - raw.keys()), sorted(raw.keys() - keys)
+        raise ValueError(f"{what}: missing key {missing[0]!r}" if missing else f"{what}: unknown key {unknown[0][:_SAID]!r}")
+
+
 def _file(raw: dict[str, Any]) -> File:
     path = safe_path(raw["path"])
+    _only(raw, _FILE_KEYS, path)
     size = _count(raw["size"], f"{path}: size")
-    chunks = tuple(
-        Chunk(_hex(s, path), _count(o, path), _count(n, path), _matches(c, _CRC, path)) for s, o, n, c in raw["chunks"]
-    )
-    end = 0
-    for c in chunks:
-        if c.offset != end or not 0 < c.size <= MAX_CHUNK_BYTES:
-            raise ValueError(
-                f"{path}: chunk at {c.offset} has {c.size} bytes; expected offset {end}, 1 to {MAX_CHUNK_BYTES} bytes"
-            )
-        end += c.size
-    if end != size:
-        raise ValueError(f"{path}: chunks cover {end} of {size} bytes")
+    chunks = tuple(_chunks(_list(raw["chunks"], f"{path}: chunks"), path, size))
     header = _count(raw["header"], f"{path}: header")
     tensors = tuple(_tensor(name, t, size) for name, t in raw["tensors"].items())
     if header > size or raw["mode"] not in (*TENSOR_MODES, "raw"):
-        raise ValueError(f"{path}: header of {header} bytes, mode {raw['mode']!r}")
+        raise ValueError(f"{path}: header of {header} bytes, mode {_short(raw['mode'])}")
     return File(
         path, size, _hex(raw["sha256"], path), _matches(raw["crc64nvme"], _CRC, path), raw["mode"], header, chunks, tensors
     )
 
 
+def _chunks(rows: list[Any], path: str, size: int) -> Iterator[Chunk]:
+    """Ten thousands of them: checked in one pass, the helpers called only to say what is wrong."""
+    end, is_hex, is_crc = 0, _HEX.match, _CRC.match
+    for sha256, offset, length, crc in rows:
+        if type(sha256) is not str or not is_hex(sha256):
+            _hex(sha256, path)
+        if type(crc) is not str or not is_crc(crc):
+            _matches(crc, _CRC, path)
+        if type(offset) is not int or type(length) is not int or offset != end or not 0 < length <= MAX_CHUNK_BYTES:
+            offset, length = _count(offset, path), _count(length, path)
+            raise ValueError(
+                f"{path}: chunk at {offset} has {length} bytes; expected offset {end}, 1 to {MAX_CHUNK_BYTES} bytes"
+            )
+        end += length
+        yield Chunk(sha256, offset, length, crc)
+    if end != size:
+        raise ValueError(f"{path}: chunks cover {end} of {size} bytes")
+
+
 def _tensor(name: str, raw: dict[str, Any], file_size: int) -> Tensor:
-    offset, size, row = (_count(raw[k], f"tensor {name!r}: {k}") for k in ("offset", "size", "row_bytes"))
+    if raw.keys() != _TENSOR_KEYS:
+        _only(raw, _TENSOR_KEYS, f"tensor {name[:_SAID]!r}")
+    offset, size, row, shape = raw["offset"], raw["size"], raw["row_bytes"], tuple(_list(raw["shape"], "shape"))
+    for value in (offset, size, row, *shape):
+        if type(value) is not int or not 0 <= value < _HUGE:
+            _count(value, f"tensor {name[:_SAID]!r}")
     if offset + size > file_size:
-        raise ValueError(f"tensor {name!r}: bytes [{offset}, {offset + size}) lie outside a file of {file_size}")
-    shape = tuple(_count(n, f"tensor {name!r}: shape") for n in raw["shape"])
-    return Tensor(name, _text(raw["dtype"], name), shape, offset, size, row, _text(raw["group"], name))
+        raise ValueError(f"tensor {name[:_SAID]!r}: bytes [{offset}, {offset + size}) lie outside a file of {file_size}")
+    if size and row > size:
+        raise ValueError(f"tensor {name[:_SAID]!r}: rows of {row} bytes in {size} bytes")
+    dtype, group = raw["dtype"], raw["group"]
+    if type(dtype) is not str or type(group) is not str:
+        raise TypeError(f"tensor {name[:_SAID]!r}: dtype or group is not a string")
+    return Tensor(name, dtype, shape, offset, size, row, group)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,20 +364,26 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _count(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{what}: {value!r} is not a count")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _HUGE:
+        raise ValueError(f"{what}: {_short(value)} is not a count")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{what}: {_short(value)} is not a list")
     return value
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{what}: {value!r} is not a string")
+        raise TypeError(f"{what}: {_short(value)} is not a string")
     return value
 
 
 def _matches(value: object, pattern: re.Pattern[str], what: str) -> str:
     if not isinstance(value, str) or not pattern.match(value):
-        raise ValueError(f"{what}: {value!r} does not match {pattern.pattern}")
+        raise ValueError(f"{what}: {_short(value)} does not match {pattern.pattern}")
     return value
 
 
@@ -333,5 +391,10 @@ def _hex(value: object, what: str) -> str:
     return _matches(value, _HEX, what)
 
 
+def _short(value: object) -> str:
+    """repr, cut; of an integer that is too long to print, that it is one."""
+    return "a huge integer" if isinstance(value, int) and abs(value) >= _HUGE else repr(value)[:_SAID]
+
+
 def _reason(exc: Exception) -> str:
-    return f"missing key {exc}" if isinstance(exc, KeyError) else str(exc)
+    return (f"missing key {exc}" if isinstance(exc, KeyError) else str(exc))[: 2 * _SAID]

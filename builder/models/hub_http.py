@@ -78,11 +78,14 @@ class Ranges:
         with self._lock:
             known = self._known
         if known is not None:
-            body = self._ask(known, offset, size, expired_ok=True)
+            try:
+                body = self._ask(known, offset, size, expired_ok=True)
+            except RemoteError:  # the next try asks the hub, which may know a better place
+                self._forget(known)
+                raise
             if isinstance(body, bytes):
                 return body
-            with self._lock:
-                self._known = None if self._known is known else self._known
+            self._forget(known)
         place = self._hub
         for _ in range(HOPS):
             answer = self._ask(place, offset, size)
@@ -206,6 +209,11 @@ class Ranges:
                 self._known = _Place(place.url, ours=False, etag=etag)
             elif known.etag != etag:
                 raise changed(self.file, f"its ETag was {known.etag!r}, now {etag!r}")
+
+    def _forget(self, place: _Place) -> None:
+        with self._lock:
+            if self._known is place:
+                self._known = None
 
     def _refused(self, place: _Place, answer: Any) -> RemoteError:
         status = answer.status_code

@@ -295,8 +295,9 @@ def serve(settings: Settings, recorder: Recorder, began: float) -> int:
 
 async def _cancel(task: asyncio.Future[Any]) -> None:
     """End `task`, and wait until it has ended; what it raised, if it had ended before, is dropped."""
-    task.cancel()
-    await asyncio.wait({task})
+    while not task.done():  # until Python 3.12, wait_for() loses a cancel that comes as its own work ends
+        task.cancel()
+        await asyncio.wait({task}, timeout=POLL_S)
     if not task.cancelled():
         task.exception()
 

@@ -6,17 +6,21 @@ import threading
 
 from builder.transfer.checksum import Buffer
 
+# Pieces come in a few sizes. Measured with pieces of 8 and 16 MiB, 128 MiB and 8 threads, 1 GB: without room for spare ones of
+# both sizes, 109 000 page faults and 318 MiB resident, because freed buffers stay in malloc's arenas; at 1.5, 46 000 and 190.
+SPARE = 1.5
+
 
 class ByteBudget:
     """At most `limit` bytes taken and not given back. Thread-safe. peak: the most that were taken at once.
 
     A buffer may come with what is given back, and goes with the next `take` of its very size: fresh memory costs a page
-    fault per 4 KiB, on a virtual machine as much as copying into it. Spare buffers and what is taken are at most `memory`
-    bytes together; that is the limit, if it is not more.
+    fault per 4 KiB, on a virtual machine as much as copying into it. Spare buffers and what is taken are at most SPARE times
+    the limit together.
     """
 
-    def __init__(self, limit: int, *, memory: int = 0) -> None:
-        self.limit, self.memory = limit, max(limit, memory)
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.peak = 0
         self._taken = 0
         self._spare: list[bytearray] = []
@@ -33,7 +37,7 @@ class ByteBudget:
             self.peak = max(self.peak, self._taken)
             found = next((i for i, buffer in enumerate(self._spare) if len(buffer) == size), None)
             spare = None if found is None else self._spare.pop(found)
-            while self._spare and self._taken + sum(map(len, self._spare)) > self.memory:
+            while self._spare and self._taken + sum(map(len, self._spare)) > SPARE * self.limit:
                 self._spare.pop(0)
             return spare
 
@@ -41,7 +45,7 @@ class ByteBudget:
         """buffer: of `size` bytes, which nobody looks at any more."""
         with self._changed:
             self._taken -= size
-            if buffer is not None and self._taken + size + sum(map(len, self._spare)) <= self.memory:
+            if buffer is not None and self._taken + size + sum(map(len, self._spare)) <= SPARE * self.limit:
                 self._spare.append(buffer)
             self._changed.notify_all()
 

@@ -172,17 +172,17 @@ class _Copy:
                 self.budget.take(place[1].size)
                 yield place
 
-        for (file, chunk), wrong in each(engine, self._one, drawn()):
+        for place, wrong in each(engine, self._one, drawn()):
             if wrong:
-                faults.append((chunk_fault(file, chunk, wrong.message, f"sha256 {chunk.sha256}"), wrong))
-            progress.advance(task, chunk.size)
+                faults.append(wrong)
+            progress.advance(task, place[1].size)
         progress.done(task, "failed" if faults else f"{len(self.sent)} of {len(places)} chunks were missing")
         if faults:
             raise failure(f"{len(faults)} of {len(places)} chunks could not be copied", faults)
 
-    def _one(self, place: Place) -> IntegrityError | None:
+    def _one(self, place: Place) -> tuple[Fault, BuilderError] | None:
         """What is wrong with the chunk, if anything."""
-        chunk = place[1]
+        file, chunk = place
         try:
             found = self.to.size(chunk.key)
             if found is not None and found != chunk.size:
@@ -196,7 +196,7 @@ class _Copy:
                 self.sent.append(chunk.size)
             return None
         except IntegrityError as exc:
-            return exc
+            return chunk_fault(file, chunk, exc.message, f"sha256 {chunk.sha256}"), exc
         finally:
             self.budget.give(chunk.size)
 

@@ -1,17 +1,17 @@
 """Which chunks a store has: one listing where that is the cheaper question, else one question per chunk.
 
-Measured against rclone on one machine: a listed key costs LIST_SHARE of what asking for one object does, so a listing is
-worth while in a store with up to 1/LIST_SHARE times as many chunks as the model has.
+Measured against rclone on one machine, in the client's CPU seconds: a key of a listing 0.07 ms, the size of one object 1.0 ms.
+So a listing is worth while in a store with up to LISTED times as many chunks as the model has.
 """
 
 from __future__ import annotations
 
 from builder.errors import RemoteError
-from builder.format.manifest import chunk_key
+from builder.format.manifest import Chunk, chunk_key
 from builder.stores.base import Store, other_size
 
 CHUNKS = "chunks/sha256/"
-LIST_SHARE = 1 / 16
+LISTED = 15
 FREE_KEYS = 1000  # one page of S3's: never worth a thought
 
 
@@ -20,12 +20,16 @@ class Present:
 
     def __init__(self, store: Store, wanted: int) -> None:
         self._store = store
-        self._listed = _listing(store, FREE_KEYS + int(wanted / LIST_SHARE))
+        self._listed = _listing(store, FREE_KEYS + LISTED * wanted)
 
     @property
     def listed(self) -> bool:
         """Whether `has` answers without asking the store."""
         return self._listed is not None
+
+    def surely_has(self, chunk: Chunk) -> bool:
+        """True if the listing has it; the store is not asked."""
+        return self._listed is not None and self._listed.get(chunk.sha256) == chunk.size
 
     def has(self, sha256: str, size: int) -> bool:
         """Whether the chunk is in the store. Raises IntegrityError if an object of another size is in its place."""

@@ -25,6 +25,7 @@ from builder.transfer.checksum import crc64nvme_hex, sha256_hex
 from builder.transfer.manifests import REF_BYTES
 from builder.weights import lease
 from builder.weights.assemble import assemble, inlined
+from builder.weights.budget import SPARE
 from builder.weights.index import Index, Known
 from builder.weights.plain import publish_plain
 from builder.weights.present import Present
@@ -105,7 +106,7 @@ def push(
             sent = _send(
                 plan, store, engine, progress, f"push {name}",
                 known=known, present=Present(store, plan.chunks), index=index, lease=held,
-                memory=memory or here.concurrency * plan.chunk_bytes,
+                memory=memory or int(SPARE * here.concurrency * plan.chunk_bytes),
             )  # fmt: skip
             manifest = assemble(plan, name=name, chunks=sent.chunks, sha256=sent.sha256, small=sent.small)
             if held is not None:

@@ -30,7 +30,7 @@ from builder.stores.base import Store
 from builder.transfer.checksum import Buffer, crc64nvme_hex, sha256_hex
 from builder.transfer.faults import Fault, failure, refused, without_key
 from builder.weights.assemble import inlined
-from builder.weights.budget import ByteBudget, Held
+from builder.weights.budget import SPARE, ByteBudget, Held
 from builder.weights.index import Index, Known
 from builder.weights.lease import Held as Lease
 from builder.weights.present import Present
@@ -144,8 +144,7 @@ class Sender:
         small = inlined(plan)
         self._plan, self._store, self._present, self._index, self._lease = plan, store, present, index, lease
         self._files = [_File(f, known[f.file.path], inlined=f.file.path in small) for f in plan.files]
-        self._memory = memory
-        self._budget = ByteBudget(memory)
+        self._memory, self._budget = memory, ByteBudget(0)
         self._result = Sent()
         self._claimed: set[str] = set()
         self._broken: dict[str, BuilderError] = {}  # by path: the source's faults; they stop everything
@@ -154,8 +153,8 @@ class Sender:
 
     def run(self, engine: Engine, progress: Progress, title: str) -> Sent:
         """Everything stored, or, in a dry run, known. Raises all faults together."""
-        # More than a target's worth of data for each task is of no use but as spare buffers.
-        self._budget = ByteBudget(min(self._memory, engine.concurrency * self._plan.chunk_bytes), memory=self._memory)
+        # More than a target's worth of data for each task would only wait.
+        self._budget = ByteBudget(min(int(self._memory / SPARE), engine.concurrency * self._plan.chunk_bytes))
         faults: list[tuple[Fault, BuilderError]] = []
         task = progress.add(title, self._plan.snapshot.size)
         try:
@@ -200,9 +199,7 @@ class Sender:
 
     def _may_read(self, file: _File, known: Chunk | None) -> bool:
         """Whether the piece's bytes may be needed, as far as can be told without asking the store."""
-        if known is None or file.whole or file.inlined or not self._present.listed:
-            return True
-        return not self._present.has(known.sha256, known.size)
+        return known is None or bool(file.whole) or file.inlined or not self._present.surely_has(known)
 
     def _empty(self, file: _File) -> None:
         """A file without bytes is only looked at: it must still be there, and empty."""
@@ -375,10 +372,9 @@ def not_as_published(file: ModelFile, sha256: str) -> IntegrityError | None:
     """Why the file is not what its origin says, or None."""
     if not file.sha256 or sha256 == file.sha256:
         return None
+    mend = f"delete {file.at} and download it again" if isinstance(file, LocalFile) else f"push again: {file.at} came altered"
     return IntegrityError(
         f"{printable(file.path)}: sha256 {sha256}, but its origin says {file.sha256}",
-        hint=f"delete {file.at} and download it again"
-        if isinstance(file, LocalFile)
-        else f"push again; {file.at} came altered",
+        hint=mend,
         where={"file": file.path, "expected": file.sha256, "found": sha256},
     )

@@ -20,7 +20,7 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
@@ -155,6 +155,6 @@ def _file(file: ModelFile, target: int) -> FilePlan:
         return FilePlan(file, "raw", 0, (), tuple(fixed(0, file.size, target)))
     with file.open() as reading:
         header = parse(reading.read_at, file.size, path=file.path)
-    tensors = tuple(replace(t, group=priority.group(t.name)) for t in header.tensors)
+    tensors = tuple(t._replace(group=priority.group(t.name)) for t in header.tensors)
     mode = "gguf" if isinstance(header, gguf.Header) else "safetensors"
     return FilePlan(file, mode, header.size, tensors, tuple(cut(file.size, header.size, tensors, target)))

@@ -27,7 +27,7 @@ SHARD = "model-00001-of-00002.safetensors"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return safetensors_model(tmp_path_factory.mktemp("m") / "model", layers=4, hidden=512, vocab=6000, shards=2)  # 40 MB
+    return safetensors_model(tmp_path_factory.mktemp("m") / "model", layers=3, hidden=512, vocab=3000, shards=2)  # 26 MB
 
 
 @pytest.fixture
@@ -167,11 +167,11 @@ def test_wrong_bytes_are_refused_by_the_hubs_sha256(server: HubServer, box: Box,
 def test_a_twentieth_of_all_requests_fails(server: HubServer, box: Box, model: Path, tmp_path: Path) -> None:
     server.plan = random_faults(0.05, seed=2, faults=TRANSIENT, only="")
     small = ["--chunk-size", "8MiB", "--concurrency", "4"]
-    for n in range(3):
+    for n in range(2):
         box.run("weights", "push", f"hf://{REPO}", *folder_store(tmp_path / str(n)), *small)
-    assert sum(server.failed.values()) >= 2
-    assert manifest(tmp_path / "0") == manifest(tmp_path / "1") == manifest(tmp_path / "2")
-    box.run("weights", "pull", "model", *folder_store(tmp_path / "2"), "--to", tmp_path / "out")
+    assert server.failed
+    assert manifest(tmp_path / "0") == manifest(tmp_path / "1")
+    box.run("weights", "pull", "model", *folder_store(tmp_path / "1"), "--to", tmp_path / "out")
     assert content(tmp_path / "out") == content(model)
 
 
@@ -180,7 +180,7 @@ def test_a_killed_push_is_completed_by_the_next(server: HubServer, box: Box, mod
     box.run("weights", "push", f"hf://{REPO}", *folder_store(tmp_path / "whole"), *small)
     killed, store = 0, tmp_path / "store"
     server.pause_s = 0.1
-    for wanted in (1, 2, 4):
+    for wanted in (1, 2):
         push = box.start("weights", "push", f"hf://{REPO}", *folder_store(store), *small)
         deadline = time.monotonic() + 30
         while push.poll() is None and len(list(store.glob("chunks/sha256/*/*"))) < wanted and time.monotonic() < deadline:
@@ -197,8 +197,8 @@ def test_a_killed_push_is_completed_by_the_next(server: HubServer, box: Box, mod
     assert manifest(store) == manifest(tmp_path / "whole")
 
 
-def test_a_store_is_repaired_from_the_hub(server: HubServer, box: Box, store: tuple[list[str], Path]) -> None:
-    options, folder = store
+def test_a_store_is_repaired_from_the_hub(server: HubServer, box: Box, tmp_path: Path) -> None:
+    options, folder = folder_store(tmp_path / "store"), tmp_path / "store"
     box.run("weights", "push", f"hf://{REPO}", *options)
     victim = max(folder.glob("chunks/sha256/*/*"), key=lambda p: p.stat().st_size)
     victim.write_bytes(bytes(victim.stat().st_size))

@@ -114,7 +114,8 @@ class FaultProxy:
     """asked: every request, in order of arrival.  failed: faults by name.
 
     digests: keep, check and return checksums as AWS does.  clock_off: added to every time the server tells.
-    stall_s: how long a stall lasts.  delay_s: before every request.
+    stall_s: how long a stall lasts.  delay_s: before every request.  done: called when the server has done what a
+    hangup-after asked for, while its client still waits.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class FaultProxy:
         self.asked: list[Asked] = []
         self.failed: Counter[str] = Counter()
         self.kept: dict[str, dict[str, str]] = {}  # checksum headers by key
+        self.done: Callable[[], None] = lambda: None
         self.closing = threading.Event()
         self._seen: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -254,6 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.owner.digests and self.command == "PUT" and (wrong := self._wrong_sums(body)):
             return _refusal(400, wrong)
         connection = self._forward(body)
+        if len(body) < int(self.headers.get("Content-Length", 0)):  # the client died, or went away: so does its request
+            connection.close()
+            raise ConnectionAbortedError("the request ended early")
         try:
             found = connection.getresponse()
             answer = _Answer(found.status, found.getheaders(), found.read())
@@ -396,6 +401,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hangup_after(self) -> None:
         self._ask(self._body())
+        self.owner.done()
         self._hang_up()
 
     def _error_after(self) -> None:

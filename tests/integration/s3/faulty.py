@@ -74,8 +74,10 @@ def at(s3: S3, proxy: FaultProxy | None = None) -> list[str]:
 
 
 def objects(s3: S3, prefix: str) -> list[Path]:
-    """Raw objects below a prefix, as files; rclone's own temporary files are none."""
-    return sorted(p for p in (s3.folder / s3.bucket / prefix).rglob("*") if p.is_file() and not p.name.endswith(".partial"))
+    """Raw objects below a prefix, as files; what rclone has not finished writing is none."""
+    return sorted(
+        p for p in (s3.folder / s3.bucket / prefix).rglob("*") if p.is_file() and not p.name.startswith(".rclone_temp_")
+    )
 
 
 def wrong_chunks(s3: S3) -> list[str]:

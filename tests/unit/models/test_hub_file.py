@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from builder.engines.local import LocalEngine
 from builder.errors import IntegrityError, RemoteError
 from builder.models import hub, hub_http
 from builder.models.hub_file import HubFile
 from builder.models.hub_http import Ranges
-from builder.models.source import ModelRef
+from builder.models.source import ModelRef, ModelSnapshot
+from builder.stores.directory import DirectoryStore
 from builder.transfer.retry import Policy
 from builder.transfer.source import Limits
+from builder.weights import push, split
 from tests.servers.hub import REPO, TRANSIENT, HubServer
 from tests.servers.objects import first_times, random_faults
 
@@ -61,15 +64,18 @@ def pieces(found: HubFile, size: int = 40_000) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("cdn", [True, False], ids=["cdn", "mirror"])
 @pytest.mark.parametrize("fault", [*TRANSIENT, "silent", "stall", "trickle"])
-@pytest.mark.parametrize(("name", "body"), [("large.bin", LARGE), ("small.json", SMALL)])
-def test_a_fault_that_passes_costs_time_only(server: HubServer, fault: str, cdn: bool, name: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("name", "body", "where"),
+    [("large.bin", LARGE, "cdn/"), ("large.bin", LARGE, "hub/"), ("small.json", SMALL, "hub/")],
+    ids=["cdn", "mirror", "git"],
+)
+def test_a_fault_that_passes_costs_time_only(server: HubServer, fault: str, name: str, body: bytes, where: str) -> None:
     found = file(server, name)
-    server.cdn = cdn
-    where = "cdn/" if cdn and name == "large.bin" else "hub/"
-    server.plan = first_times(fault, times=2, only=where + name)
+    server.cdn = where == "cdn/"
+    server.plan = first_times(fault, times=2 if fault in TRANSIENT else 1, only=where + name)
     assert pieces(found) == body
+    assert server.failed[fault]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +147,26 @@ def test_the_hub_is_asked_once_per_file_and_again_when_the_signature_is_over(ser
         server.expire()
         assert reading.read_at(2000, 1000) == LARGE[2000:3000]
         assert server.count("hub") == 2
+
+
+def test_the_hub_is_asked_again_where_the_cdn_fails(server: HubServer) -> None:
+    found = file(server, "large.bin")
+    with found.open() as reading:
+        assert reading.read_at(0, 1000) == LARGE[:1000]
+        server.plan = lambda key, asked: "hangup" if key.startswith("cdn/") and asked == 1 else ""
+        assert reading.read_at(1000, 1000) == LARGE[1000:2000]
+    assert (server.count("hub"), server.count("cdn")) == (2, 3)
+
+
+def test_a_push_from_a_hub_that_falls_silent_ends(server: HubServer, tmp_path: Path) -> None:
+    found = file(server, "large.bin", Policy(tries=2, base_s=0.01))
+    server.plan = lambda key, asked: "stall" if key.startswith("cdn/") and asked >= 3 else ""
+    plan = split.plan(ModelSnapshot("hf://x/y", found.commit, (found,)), chunk_bytes=50_000)
+    start = time.monotonic()
+    with pytest.raises(RemoteError, match=r"large\.bin"):
+        push.push(plan, DirectoryStore(tmp_path / "store"), LocalEngine(2), name="m")
+    assert time.monotonic() - start < 20
+    assert not list((tmp_path / "store").glob("refs/*"))
 
 
 def test_ranges_at_once(server: HubServer) -> None:

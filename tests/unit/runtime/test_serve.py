@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from builder.runtime.children import LAUNCHER
 from builder.runtime.control import Control
 from builder.runtime.gate import WAITING, Gate
 from builder.runtime.record import Recorder
-from builder.runtime.serve import STOP, Serve
+from builder.runtime.serve import STOP, Serve, _cancel
 from builder.runtime.weights import Found
 from builder.transfer.lease import hold
 
@@ -109,6 +110,23 @@ def test_a_server_notes_now_and_then_that_it_uses_the_model(tmp_path: Path, monk
             await asyncio.sleep(0.01)
         using.cancel()
         lease.release()
+
+    run(scenario)
+
+
+def test_work_that_loses_its_first_cancel_is_ended_all_the_same() -> None:
+    """As wait_for() of Python 3.11 loses it; a start that waits for the engine's end would then wait for ever."""
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(stubborn())
+        await asyncio.sleep(0)
+        await _cancel(task)
+        assert task.cancelled()
 
     run(scenario)
 

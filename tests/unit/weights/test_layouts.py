@@ -162,7 +162,7 @@ def round_trip(folder: Path, store: DirectoryStore, *, target: int) -> dict[str,
             at += size
         assert at == plan.file.size
     with tempfile.TemporaryDirectory(dir=SCRATCH) as out:
-        pipeline.restore_weights(store.source(), report.digest, Path(out) / "m", concurrency=2)
+        pipeline.restore_weights(store.source(), report.digest, Path(out) / "m")
         for path in folder.rglob("*"):
             assert path.is_dir() or (Path(out) / "m" / path.relative_to(folder)).read_bytes() == path.read_bytes()
     return {f.path: f for f in report.manifest.files}
