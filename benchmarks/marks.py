@@ -63,19 +63,18 @@ def _objects(here: Site) -> dict[Path, tuple[int, int]]:
 def changes(here: Site, size: int) -> Iterator[str]:
     """Bytes sent again after each change, into a store that holds the model."""
     tool, other = peers.builder(), here.root / "changed"
-    here.push(tool)
     rows = []
     for what, changed in (
         ("a longer header (metadata added to every shard)", {"metadata": "x" * 200}),
         ("4 shards made 2", {"shards": 2}),
         ("64 vocabulary rows appended (embedding and head)", {"vocab": site.VOCAB + 64}),
     ):
+        here.push(tool)
         site.make_model(other, size, **changed)
         said = _said(here.push_again(tool, model=other))
         sent = f"{said['sent_chunks']} ({units.format_size(said['sent_bytes'])})"
         rows.append((what, str(said["chunks"]), sent, f"{said['sent_bytes'] / said['bytes']:.2%}"))
         shutil.rmtree(other)
-        here.push(tool)
     yield plain(f"push after a change ({here.size / 1e9:.2f} GB)", ("change", "chunks", "sent again", "of all bytes"), rows)
 
 

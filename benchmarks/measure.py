@@ -164,6 +164,7 @@ def make_cold(folders: Sequence[Path]) -> float:
 
 
 def make_warm(folders: Sequence[Path]) -> None:
+    """Read the files below `folders` once."""
     buffer = bytearray(1 << 22)
     for path in (p for folder in folders for p in folder.rglob("*") if p.is_file()):
         with path.open("rb", buffering=0) as file:

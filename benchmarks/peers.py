@@ -1,7 +1,9 @@
-"""The tools that builder is measured against: one function each, as a user would call it, none checks what it stores.
+"""The tools that builder is measured against: one function each, as a user would call it; none verifies what it pulled.
 
 Every function gives the command of a push (a folder of files to s3://bucket/prefix) and of a pull (back into a folder).
-Where a tool hashes by default, that is switched off: the mark is the fastest unverified transfer.
+Where a tool hashes and can do without, that is off: the mark is the fastest unverified transfer. Over plain HTTP something is
+always hashed on the way up (seen on the wire): s5cmd and rclone send Content-MD5 and, unless unsigned, SHA-256 of every
+part; boto3 SHA-256; the common runtime CRC32.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builder import process
@@ -35,12 +37,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Tool:
-    """missing: what is not installed, or empty.  push(folder, place), pull(place, folder): the command line and environment."""
+    """missing: the package to install, or empty.  push(folder, place), pull(place, folder): command line and environment.
+
+    push_only: it pulls as another tool does.
+    """
 
     name: str
     missing: str
     push: Callable[[Path, Place], tuple[list[str], Mapping[str, str]]]
     pull: Callable[[Place, Path], tuple[list[str], Mapping[str, str]]]
+    push_only: bool = False
 
 
 def _program(name: str) -> str:
@@ -84,7 +90,8 @@ def rclone() -> Tool:
 
 def rclone_unsigned() -> Tool:
     """Its fastest upload over plain HTTP: whole objects, whose signature leaves the body out. Content-MD5 stays."""
-    return _rclone("rclone unsigned", "--s3-use-unsigned-payload", "true", "--s3-upload-cutoff", "5G")
+    tool = _rclone("rclone unsigned", "--s3-use-unsigned-payload", "true", "--s3-upload-cutoff", "5G")
+    return replace(tool, push_only=True)
 
 
 def _rclone(name: str, *options: str) -> Tool:

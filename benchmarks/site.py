@@ -35,7 +35,10 @@ SETTLE_S = 0.15  # the server sees folders that were removed behind its back aft
 
 @dataclass(frozen=True)
 class Site:
-    """size: bytes of the model.  pid: the S3 server's.  nginx: None where it is not installed."""
+    """size: bytes of the model.  pid: the S3 server's.  nginx: None where it is not installed.
+
+    left: before each cold run, the share of its source that stayed in the page cache.
+    """
 
     root: Path
     endpoint_url: str
@@ -43,6 +46,7 @@ class Site:
     pid: int
     nginx: Nginx | None
     size: int
+    left: list[float] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
 
     @property
@@ -69,8 +73,7 @@ class Site:
         """Into the bucket as it is."""
         folder = model or self.model
         self._settle()
-        if cold:
-            measure.make_cold([folder])
+        self._cool(folder, cold)
         argv, env = tool.push(folder, self.place("up"))
         return measure.run(Command(argv, env), [self.pid])
 
@@ -80,8 +83,7 @@ class Site:
         if tool.name != "builder":  # makes its own
             self.out.mkdir()
         self._settle()
-        if cold:
-            measure.make_cold([self.stored(tool)])
+        self._cool(self.stored(tool), cold)
         argv, env = tool.pull(self.place(), self.out)
         done = measure.run(Command(argv, env, self.root), [self.pid])
         if tool.name not in self._seen:
@@ -92,9 +94,12 @@ class Site:
     def limit(self, command: Command, *, cold: bool = False) -> Run:
         empty(self.out)
         self._settle()
-        if cold:
-            measure.make_cold([self.model])
+        self._cool(self.model, cold)
         return measure.run(command, [self.nginx.pid] if self.nginx else [])
+
+    def _cool(self, source: Path, cold: bool) -> None:
+        if cold:
+            self.left.append(measure.make_cold([source]))
 
     def _settle(self) -> None:
         """What earlier runs left to be written is not this one's to wait for."""

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import folders, limits, marks, measure, tables
+from benchmarks import folders, limits, marks, measure, peers, tables
 from benchmarks.measure import Run
 from benchmarks.peers import TOOLS, Tool
 from benchmarks.site import Site, site
@@ -22,14 +22,14 @@ from builder.units import parse_size
 
 PARTS = ("memory", "disk", "folder", "marks", "scale")
 RULES = """\
-How it was measured. The S3 server, rclone, runs on the same cores, so a tool's wall time holds the server's CPU time too: \
-it is in a column of its own. Tools take turns; one round is not counted; medians, with the slowest and the fastest round. \
-The time of a pull ends when everything is on the disk: `syncfs` of the target is within it for every tool (builder has \
-done its own fsync by then). The time of a push ends when the server has answered. warm: source in the page cache. cold: \
-dropped from it before each run; the programs themselves stay warm, and a virtual machine's host may still hold the blocks. \
-On tmpfs there is no disk in it at all. peak MiB: high-water marks of all processes of a tool that live at the same time. Over \
-plain HTTP every client signs, and so hashes, the bodies that it sends. to best peer, to limit: rate over that row's rate; \
-above 1 is faster.
+How it was measured. The S3 server, rclone, runs on the same cores, so a tool's wall time holds the server's CPU time too: it \
+is in a column of its own. Tools take turns; one round is not counted; medians, with the slowest and the fastest round. The \
+time of a pull ends when everything is on the disk: `syncfs` of the target is within it for every tool (builder has done its \
+own fsync by then). The time of a push ends when the server has answered. warm: source in the page cache. cold: dropped from \
+it before each run; the programs themselves stay warm, and a virtual machine's host may still hold the blocks. On tmpfs there \
+is no disk in it at all. peak MiB: high-water marks of all processes of a tool that live at the same time. Over plain HTTP the \
+peers hash what they send (benchmarks/peers.py says what); what they pull they do not check. to best peer, to limit: rate over \
+that row's rate; above 1 is faster.
 """
 
 
@@ -52,11 +52,15 @@ def _arguments() -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return [n.strip() for n in text.split(",") if n.strip()]
 
+    def sizes(text: str) -> list[int]:
+        return [parse_size(n) for n in names(text)]
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, help="bytes of the model, about; default 1GB")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--quick", action="store_true", help="256 MB, 3 rounds, smaller marks: minutes, not for the record")
     parser.add_argument("--full", action="store_true", help="cost per GB also at 20 GB: 60 GB of free disk, half an hour")
+    parser.add_argument("--sizes", type=sizes, help="of the table cost by size; default 100MB,1GB,4GB")
     parser.add_argument("--only", type=names, help="names of tools, with commas; default: all")
     parser.add_argument("--parts", type=names, default=list(PARTS), help=f"of {','.join(PARTS)}; default: all")
     parser.add_argument("--dir", type=Path, help="where to work; default: the temporary folder")
@@ -66,6 +70,8 @@ def _arguments() -> argparse.Namespace:
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"--parts {','.join(sorted(unknown))}: expected some of {','.join(PARTS)}")
     args.size = args.size or parse_size("256MB" if args.quick else "1GB")
+    args.sizes = args.sizes or sizes("50MB,100MB,250MB" if args.quick else "100MB,1GB,4GB")
+    args.sizes += sizes("20GB") if args.full else []
     args.rounds = args.rounds or (3 if args.quick else 5)
     return args
 
@@ -87,17 +93,12 @@ def _sections(work: Path, args: argparse.Namespace, tools: Sequence[Tool]) -> It
     if "folder" in args.parts:
         yield from folders.tables(work / "folders", args.size, args.rounds)
     if "scale" in args.parts:
-        yield from marks.scale(work / "scale", _scale(args), min(3, args.rounds))
+        yield from marks.scale(work / "scale", args.sizes, min(3, args.rounds))
     yield f"Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n"
 
 
 def _command() -> str:
     return " ".join(["python -m benchmarks weights", *sys.argv[1:]])
-
-
-def _scale(args: argparse.Namespace) -> list[int]:
-    sizes = ["50MB", "100MB", "250MB"] if args.quick else ["100MB", "1GB", "4GB"]
-    return [parse_size(s) for s in sizes + (["20GB"] if args.full else [])]
 
 
 def _absent(tools: Sequence[Tool]) -> Iterator[str]:
@@ -132,13 +133,16 @@ def transfers(here: Site, tools: Sequence[Tool], count: int, *, where: str, cold
     """A table of pushes and one of pulls for each state of the page cache."""
     there = [t for t in tools if not t.missing]
     absent = {t.name: f"not installed: {t.missing}" for t in tools if t.missing}
-    here_first = next((t for t in there if t.name == "builder"), None)
-    if here_first:
-        measure.run(measure.Command(*here_first.push(here.model, here.place())), [here.pid])
+    builder = peers.builder()  # its chunks for its pulls, whoever is asked for
+    measure.run(measure.Command(*builder.push(here.model, here.place())))
     for state in cold:
+        if not state:
+            measure.make_warm([here.model, here.stored(builder)])
         title = f"S3, {where}" + ("" if where == "tmpfs" else ", cold" if state else ", warm")
         yield _pushes(here, there, count, absent, title, state)
-        yield _pulls(here, there, count, absent, title, state)
+        yield _pulls(here, [t for t in there if not t.push_only], count, absent, title, state)
+        if state:
+            yield f"Of the source, at most {max(here.left):.1%} was in the page cache when a cold run began.\n"
 
 
 def _pushes(here: Site, tools: Sequence[Tool], count: int, absent: dict[str, str], title: str, cold: bool) -> str:
@@ -168,5 +172,5 @@ def _table(
     absent: dict[str, str],
 ) -> str:
     found, failed = measure.rounds(runs, count)
-    peers = {t.name for t in tools} - {"builder"}
-    return tables.compared(title, found, here.size, peers=peers, limit=limit, absent=absent | failed)
+    others = {t.name for t in tools} - {"builder"}
+    return tables.compared(title, found, here.size, peers=others, limit=limit, absent=absent | failed)

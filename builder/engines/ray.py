@@ -3,7 +3,8 @@
 What is to be done and each task are pickled; workers must have the same builder. A BuilderError comes back as it was
 raised, and is not tried again. Where a node or a worker process is lost, Ray runs its tasks again on what is left.
 
-Ray talks on stderr and in its own log files; nothing of it reaches stdout.
+Ray prints what happens to its nodes to stdout while a session is open, and has no switch for that: a command that shows its
+result there turns the stream away until then.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _INSTALL = f"install coldstart-builder {__version__} in the Python of every node
 
 
 class RayEngine(Cluster):
-    """Connects at the first use, and reuses a session that this process has already.
+    """Uses the session that this process has, or opens one for the length of a `map`.
 
     address: what ray.init takes: "auto", host:port of a cluster's head, or ray://host:port of its client server.
     """
@@ -57,7 +58,17 @@ class RayEngine(Cluster):
 
         Raises RemoteError where the cluster cannot be reached within CONNECT_S, or has no CPU for CPU_S.
         """
-        ray = self._connected()
+        ray = _library()
+        own = not ray.is_initialized()
+        try:
+            yield from self._map(self._connected(), do, tasks)
+        finally:
+            if own:
+                ray.shutdown()
+
+    def _map(
+        self, ray: Any, do: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[tuple[Task, Result | BuilderError]]:
         run = ray.remote(_perform).options(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")
         work = ray.put(ray.cloudpickle.dumps(do))
         running: dict[ObjectRef[Any], Task] = {}

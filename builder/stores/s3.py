@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 ATTEMPTS = 5  # botocore "standard": full jitter, doubling, at most 20 s between two
+AGAIN_S, BODY_PAUSE_S = 0.5, 0.1
 CONNECT_S, SILENCE_S = 10, 30
 # Until the server has answered once: a wrong address shows within 42 s, not after minutes.
 FIRST_ATTEMPTS, FIRST_SILENCE_S = 2, 20
@@ -53,8 +56,12 @@ _THERE = ("PreconditionFailed", "412")  # someone else put the same bytes a mome
 # ... or is doing so now, or the server does not know the condition: put without it, the bytes are the same.
 _CONDITION = (*_THERE, "ConditionalRequestConflict", "409", "NotImplemented", "501")
 _REFUSED_BODY = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
+# botocore gives up on these. Signed anew, with credentials that are renewed by then, or sent again, they may pass. A HEAD's
+# answer has no body, so its code is the bare status.
+_AGAIN = ("ExpiredToken", "400", *_REFUSED_BODY)
 _STORE_WIDE = frozenset({"NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "RequestTimeTooSkewed"})
 _NEEDS = "the credentials need s3:ListBucket, s3:GetObject and s3:PutObject on this bucket and prefix"
+_FULL = "free space in the bucket, or raise its quota"
 _T = TypeVar("_T")
 _HINTS = {
     "AccessDenied": _NEEDS,
@@ -69,7 +76,10 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "set --region to the bucket's region",
     "SlowDown": "lower --concurrency, then run again; what is already there is not sent twice",
     "503": "lower --concurrency, then run again; what is already there is not sent twice",
-    "QuotaExceeded": "free space in the bucket, or raise its quota",
+    "QuotaExceeded": _FULL,
+    "InsufficientStorage": _FULL,
+    "XMinioStorageFull": _FULL,
+    "507": _FULL,
 }
 
 
@@ -109,28 +119,28 @@ class S3Store:
         )
 
     def get(self, key: str, limit: int) -> Buffer | None:
-        with self._faults(key):
-            try:
-                answer = self._call(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(key)))
-            except ClientError as exc:
-                if _code(exc) in _ABSENT:
+        for tries in range(1, self._attempts + 1):
+            with self._faults(key):
+                answer = self._open(key)
+                if answer is None:
                     return None
-                raise
-            size = answer["ContentLength"]
-            with contextlib.closing(answer["Body"]) as body:
-                if size > limit:
-                    raise too_large(self.url, key, size, limit)
-                return body.read()
+                size = answer["ContentLength"]
+                with contextlib.closing(answer["Body"]) as body:
+                    if size > limit:
+                        raise too_large(self.url, key, size, limit)
+                    try:
+                        found: bytes = body.read()
+                        return found
+                    except (HTTPClientError, IncompleteReadError):  # in the body, where botocore's own tries have ended
+                        if tries == self._attempts:
+                            raise
+            time.sleep(random.random() * BODY_PAUSE_S * 2**tries)
+        raise AssertionError("no try was made")
 
     def pieces(self, key: str) -> Iterator[Buffer] | None:
         with self._faults(key):
-            try:
-                answer = self._call(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(key)))
-            except ClientError as exc:
-                if _code(exc) in _ABSENT:
-                    return None
-                raise
-        return self._read_on(key, answer["Body"])
+            answer = self._open(key)
+        return None if answer is None else self._read_on(key, answer["Body"])
 
     def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         found = None if absent else self.size(key)
@@ -191,6 +201,15 @@ class S3Store:
             }
 
         return open_source(self.url, endpoint_url=self.endpoint_url, region=self.region, credentials=credentials)
+
+    def _open(self, key: str) -> Any:
+        """The answer whose body is the object, or None where there is none."""
+        try:
+            return self._call(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(key)))
+        except ClientError as exc:
+            if _code(exc) in _ABSENT:
+                return None
+            raise
 
     def _read_on(self, key: str, body: Any) -> Iterator[Buffer]:
         with self._faults(key), contextlib.closing(body):
@@ -305,6 +324,7 @@ def _client(
         client: S3Client = session.client(
             "s3", region_name=region, endpoint_url=endpoint_url, config=_config(attempts, silence_s, aws=aws)
         )
+        client.meta.events.register("needs-retry.s3", functools.partial(_again, most=attempts))  # type: ignore[arg-type]
         return client
 
     try:
@@ -316,6 +336,12 @@ def _client(
     except (BotoCoreError, ValueError) as exc:
         at = public(endpoint_url) if endpoint_url else "S3"
         raise ConfigError(f"{at}: {exc}", hint="check --endpoint-url and the AWS configuration") from exc
+
+
+def _again(*, response: Any, attempts: int, most: int, **_: Any) -> float | None:
+    """botocore's question whether to try again, asked beside its own rule: seconds to wait, or None for no."""
+    code = response[1].get("Error", {}).get("Code", "") if response else ""
+    return AGAIN_S if code in _AGAIN and attempts < most else None
 
 
 def _config(attempts: int, silence_s: int, *, aws: bool) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections.abc import Iterator
@@ -30,8 +31,16 @@ class Buffers:
             try:
                 view = self._free.pop()
             except IndexError:
-                view = memoryview(mmap.mmap(-1, self.size))
+                view = memoryview(_pages(self.size))
             try:
                 yield view
             finally:
                 self._free.append(view)
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Anonymous memory, in huge pages where the kernel gives them: one fault for 2 MiB instead of 512."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones have no huge pages
+    with contextlib.suppress(OSError, AttributeError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-FIRST = 8  # requests at once to begin with
+FIRST = 4  # requests at once to begin with
 MOST = 128
 EPOCH_S = 0.3  # measured before each change, and at least two chunks per place
-GAIN = 1.08  # a change must pay this much, or it is noise
+GAIN = 1.15  # a change must pay this much, or it is noise
 STEEP = 1.4  # above this, double
 AGAIN_S = 15.0
 PART_BYTES = 4 << 20  # the smallest range worth a request: at 50 MB/s it takes longer than the round trip by far

@@ -71,8 +71,9 @@ def verify(
 ) -> VerifyReport:
     """Check every chunk of the model that `ref` names (see transfer.manifests.resolve).
 
-    remote: by HEAD requests only. Where the store keeps sha256 or CRC64NVME of the object, that is compared, else only
-    the size; it proves what arrived at upload, not what the disks hold now.
+    remote: by HEAD requests only. Where the store tells sha256 or CRC64NVME of the object, that is compared, else only
+    the size. It proves what arrived at upload, not what the disks hold now, and is worth what the server's word is: AWS
+    computes what it tells; rclone 1.75 repeats, until it restarts, what the uploader claimed.
     Raises IntegrityError for a missing or damaged manifest, RemoteError and CapabilityError where the store cannot be
     read. Bad chunks are not raised: they are the report's faults.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -161,20 +162,22 @@ def test_a_killed_nodes_range_is_done_again(cluster: Cluster, model: Path, tmp_p
     gate = GatedFile(big, gates)
     gated = replace(plain, files=tuple(gate if f is big else f for f in plain.files))
     store = DirectoryStore(tmp_path / "store")
-    killed: list[str] = []
+    stored: list[str] = []
 
     def murder() -> None:
-        until(lambda: len({node for _, node in gate.waiting()}) == 3)
-        assert list(store.keys("chunks/"))  # midway: some is stored, some is not
-        killed.append(doomed.node_id)
-        cluster.kill(doomed)
-        gate.let_in()
+        try:
+            until(lambda: any(node == doomed.node_id for _, node in gate.waiting()))
+            stored.extend(key for key, _ in store.keys("chunks/"))
+            cluster.kill(doomed)
+        finally:
+            gate.let_in()
 
     killer = threading.Thread(target=murder)
     killer.start()
     report = push(gated, store, cluster.engine())
     killer.join()
-    (dead,) = killed
+    dead = doomed.node_id
+    assert 0 < len(stored) < report.chunks  # it was midway
     lost = {offset for offset, node in gate.waiting() if node == dead}
     assert lost
     assert lost <= {offset for offset, node in gate.waiting() if node != dead}
@@ -236,13 +239,21 @@ def test_a_node_with_another_builder_is_named(
     assert error.value.exit_code == 2
 
 
-def test_the_command(cluster: Cluster, model: Path, tmp_path: Path) -> None:
-    words = [*BUILDER, "push", str(model), "--name", "m", "--store", "store", "--engine", f"ray={cluster.address}"]
-    done = subprocess.run([*words, "--format", "json", "-q"], cwd=tmp_path, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    report = json.loads(done.stdout)  # nothing of Ray's own on stdout
-    assert report["sent_chunks"] == report["chunks"]
-    whole(DirectoryStore(tmp_path / "store"))
+def test_the_command(cluster: Cluster, tmp_path: Path) -> None:
+    doomed = cluster.grow()
+    model, store = tmp_path / "model", tmp_path / "store"
+    model.mkdir()
+    (model / "weights.bin").write_bytes(random.Random(0).randbytes(64 << 20))
+    words = [*BUILDER, "push", "model", "--name", "m", "--store", "store", "--chunk-size", "8MiB", "--concurrency", "1"]
+    words += ["--engine", f"ray={cluster.address}", "--format", "json", "-q"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        until(lambda: bool(list(store.glob("chunks/sha256/*/*"))))
+        cluster.kill(doomed)
+        out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err.decode()
+    report = json.loads(out)  # Ray's words on the node that it lost are not on stdout
+    assert report["sent_chunks"] + report["reused_chunks"] == report["chunks"] == 8
+    whole(DirectoryStore(store))
 
 
 @pytest.mark.parametrize("engine", ["ray=127.0.0.1:9", "ray://127.0.0.1:9"])

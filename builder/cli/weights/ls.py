@@ -34,17 +34,16 @@ def command(inputs: Inputs, ref: str | None) -> None:
 def _listed(entries: list[Entry]) -> str:
     if not entries:
         return "no models here"
-    rows = [["NAME", "VERSION", "TAGS", "SIZE", "FILES", "CHUNKS", "PUSHED", "SOURCE"]]
+    rows = [["REF", "VERSION", "TAGS", "SIZE", "FILES", "CHUNKS", "PUSHED", "SOURCE"]]
     for e in entries:
-        name = e.name if e.current else f"{e.name} (older)"
         tags = ", ".join(_short(tag) for tag in e.tags)
         if e.error:
-            rows.append([printable(name), e.digest[:19] or "-", printable(tags), "-", "-", "-", "unreadable", e.error])
+            rows.append([printable(e.ref), e.digest[:19] or "-", printable(tags), "-", "-", "-", "unreadable", e.error])
             continue
         pushed = time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(e.pushed))
         signed = " (signed)" if e.signed else ""
         size = units.format_size(e.bytes)
-        rows.append([name, e.digest[:19] + signed, tags, size, f"{e.files:,}", f"{e.chunks:,}", pushed, printable(e.source)])
+        rows.append([e.ref, e.digest[:19] + signed, tags, size, f"{e.files:,}", f"{e.chunks:,}", pushed, printable(e.source)])
     return table(rows, right=(3, 4, 5))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -63,19 +65,21 @@ def command(
 
     spec = inputs.loaded().spec if source is None else inputs.spec()
     asked = inputs.model(source, revision, include, exclude)
-    report = pipeline.publish_weights(
-        asked.ref,
-        inputs.store(),
-        inputs.engine(cluster),
-        name=name or (spec.name if spec else default_name(asked.ref.source)),
-        chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
-        memory=inputs.memory,
-        index=index_folder(),
-        token=asked.token,
-        plain=plain or bool(spec and "plain" in spec.weights.publish),
-        dry_run=dry_run,
-        progress=inputs.session.progress,
-    )
+    # Ray prints to stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr) if cluster else contextlib.nullcontext():
+        report = pipeline.publish_weights(
+            asked.ref,
+            inputs.store(),
+            inputs.engine(cluster),
+            name=name or (spec.name if spec else default_name(asked.ref.source)),
+            chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
+            memory=inputs.memory,
+            index=index_folder(),
+            token=asked.token,
+            plain=plain or bool(spec and "plain" in spec.weights.publish),
+            dry_run=dry_run,
+            progress=inputs.session.progress,
+        )
     # The lock speaks of what the description names, so a push that overrode a part of it leaves the lock alone.
     described = not (source or name or dry_run or revision or include or exclude or inputs.store_url)
     failed = inputs.lock(report) if described else None

@@ -1,8 +1,8 @@
-"""A store over its life, on a folder and on two S3 servers: one that tells checksums (moto), one that tells none (rclone)."""
+"""A store over its life, on a folder and on two S3 servers: one tells checksums of its objects (rclone), one none (moto)."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +23,7 @@ from builder.errors import IntegrityError
 from builder.stores.base import Reader, Store
 from builder.stores.open import open_store
 from builder.transfer.manifests import read_manifest
-from builder.weights import lease, refs
+from builder.weights import refs
 from builder.weights.copy import copy
 from builder.weights.gc import gc
 from builder.weights.lease import Timing, hold
@@ -79,12 +79,12 @@ def make(request: pytest.FixtureRequest, kind: str, folder: Path) -> Place:
         return Place(str(folder), None, False)
     s3: S3 = request.getfixturevalue("s3")  # its keys are in the environment; moto takes any
     if kind == "rclone":
-        return Place(f"{s3.url}/models", s3.endpoint_url, False)
+        return Place(f"{s3.url}/models", s3.endpoint_url, True)
     import boto3
 
     endpoint: str = request.getfixturevalue("moto_url")
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=s3.bucket)
-    return Place(f"s3://{s3.bucket}/models", endpoint, True)
+    return Place(f"s3://{s3.bucket}/models", endpoint, False)
 
 
 def version(tmp_path: Path, seed: int) -> Path:
@@ -125,8 +125,6 @@ def test_entries_tell_the_time_of_the_last_write(place: Place) -> None:
 
 
 def test_pieces_are_the_object(place: Place) -> None:
-    import hashlib
-
     store, body = place.store, os.urandom(9 << 20)
     assert store.pieces("none") is None
     store.put("big", body, sha256=hashlib.sha256(body).hexdigest(), crc64nvme="")
@@ -214,12 +212,10 @@ def test_copies_between_stores(request: pytest.FixtureRequest, tmp_path: Path, f
     assert copy(a, "m", b, engine=ENGINE, memory=MEMORY).sent_chunks == 0
     _, chunk = next((f, c) for f, c in read_manifest(Reader(a), "m").chunks() if c.size > 1000)
     bad = os.urandom(chunk.size)
-    import hashlib
-
     for store in (a, b):
         store.delete(chunk.key)
     a.replace(chunk.key, bad, sha256=hashlib.sha256(bad).hexdigest(), crc64nvme="")
-    with pytest.raises(IntegrityError, match="1 of .* chunks could not be copied"):
+    with pytest.raises(IntegrityError, match=r"1 of \d+ chunks could not be copied"):
         copy(a, "m", b, engine=ENGINE, memory=MEMORY)
     assert b.size(chunk.key) is None
 
@@ -234,11 +230,10 @@ def test_verify_remote_says_what_it_proved(place: Place, tmp_path: Path) -> None
     assert ((place.endpoint_url or place.url) in done.stdout) == (not place.tells)
 
 
+@pytest.mark.s3
 def test_a_store_that_tells_digests_is_audited_by_head(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Other bytes of the same size: seen without reading, where the store tells its checksum."""
-    import hashlib
-
-    place = make(request, "moto", tmp_path)
+    place = make(request, "rclone", tmp_path)
     store = place.store
     push(version(tmp_path, 1), store, chunk_bytes=8192)
     _, chunk = next((f, c) for f, c in read_manifest(Reader(store), "m").chunks() if c.size > 1000)
@@ -341,6 +336,7 @@ def test_pushes_and_gcs_at_once(place: Place, tmp_path: Path) -> None:
     assert keys(store, "leases/") == set()
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("rclone", marks=pytest.mark.s3)], indirect=True)
 def test_the_commands(place: Place, tmp_path: Path) -> None:
     """Each command's JSON and exit code, as a script sees them."""
     a, b = version(tmp_path, 1), version(tmp_path, 2)
@@ -376,6 +372,4 @@ def test_writes_to_what_may_only_be_read(tmp_path: Path) -> None:
     error = run("copy", "m", "--store", tmp_path, "--to-store", "https://example.com/models", code=2)["error"]
     assert "cannot be written" in error["message"]
     assert run("gc", "--store", "https://example.com/models", code=2)["error"]["hint"]
-    assert lease.PREFIX
-    with contextlib.suppress(FileNotFoundError):
-        assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

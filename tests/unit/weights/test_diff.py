@@ -126,7 +126,7 @@ def test_equal_names_in_two_files_are_two_tensors(tmp_path: Path) -> None:
         (folder / part).mkdir(parents=True)
         write_safetensors(folder / part / "model.safetensors", [("w", [64, 32])], seed=hash(part) % 97)
     manifest = stored(folder)
-    twice = [replace(f, tensors=(replace(f.tensors[0], name="w"),)) for f in manifest.files]
+    twice = [replace(f, tensors=(f.tensors[0]._replace(name="w"),)) for f in manifest.files]
     manifest = replace(manifest, files=tuple(twice))
     one = replace(manifest, files=(twice[0], replace(twice[1], chunks=twice[0].chunks, sha256="0" * 64)))
     report = diff(manifest, one)

@@ -266,3 +266,16 @@ def test_a_store_that_keeps_nothing_needs_none() -> None:
     with ExitStack() as stack:
         for role in ("gc", "push", "gc"):
             stack.enter_context(hold(NullStore(), role)).require()
+
+
+def test_a_push_without_the_right_to_delete_goes_on(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ended lease is in the way of nobody, and the own one ends by itself."""
+
+    def refuse(key: str) -> None:
+        raise RemoteError("403 AccessDenied", where={"status": 403})
+
+    plant(store, "gc", age_s=FAST.expiry_s + 1)
+    monkeypatch.setattr(store, "delete", refuse)
+    with hold(store, "push", timing=FAST, wait_s=0) as held:
+        held.require()
+    assert len(leases(store)) == 2
