@@ -28,8 +28,8 @@ from builder.stores import rclone
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.models import safetensors_model
 
-HIDDEN, VOCAB = 2048, 4096
-LAYER_BYTES = 2 * (4 * HIDDEN * HIDDEN + 9 * HIDDEN * HIDDEN)
+VOCAB = 4096
+WIDTHS = (2048, 1024, 512, 256)  # of a hidden state; the widest of which four layers fit
 SETTLE_S = 0.15  # the server sees folders that were removed behind its back after 50 ms (stores/rclone.py)
 
 
@@ -127,11 +127,15 @@ def site(root: Path, size: int) -> Iterator[Site]:
 
 def make_model(folder: Path, size: int, **changed: object) -> int:
     """A LLaMA-shaped model of random bytes in 4 shards, about `size` bytes. Returns its exact size."""
-    hidden = HIDDEN if size > 4 * LAYER_BYTES else 256
-    layer = LAYER_BYTES * hidden**2 // HIDDEN**2
-    shape: dict[str, object] = {"layers": max(4, size // layer), "hidden": hidden, "vocab": VOCAB, "shards": 4}
+    hidden = next((w for w in WIDTHS if 4 * _layer_bytes(w) < size), WIDTHS[-1])
+    shape: dict[str, object] = {"layers": max(4, size // _layer_bytes(hidden)), "hidden": hidden, "vocab": VOCAB, "shards": 4}
     safetensors_model(folder, **{**shape, **changed})  # type: ignore[arg-type]
     return sum(p.stat().st_size for p in folder.iterdir())
+
+
+def _layer_bytes(hidden: int) -> int:
+    """bf16: four square attention projections, three of the MLP with three times the width."""
+    return 2 * (4 + 9) * hidden * hidden
 
 
 def empty(folder: Path) -> None:

@@ -6,6 +6,7 @@ import filecmp
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from typing import Any
 
 import pytest
 
+from builder.engines.local import LocalEngine
+from builder.models.resolve import resolve
+from builder.models.source import ModelRef
+from builder.stores.base import Store
+from builder.stores.directory import INCOMING
+from builder.weights import push, split
+from builder.weights.push import PushReport
 from tests.conftest import S3
 from tests.servers.proxy import Asked, FaultProxy, Plan
 
@@ -78,6 +86,17 @@ def objects(s3: S3, prefix: str) -> list[Path]:
     return sorted(
         p for p in (s3.folder / s3.bucket / prefix).rglob("*") if p.is_file() and not p.name.startswith(".rclone_temp_")
     )
+
+
+def lay(s3: S3, stored: Path) -> None:
+    """A store that was made in a folder, as the bucket's objects: the keys are the same, and a push takes a second."""
+    shutil.copytree(stored, s3.folder / s3.bucket, dirs_exist_ok=True, ignore=shutil.ignore_patterns(INCOMING))
+
+
+def push_small(model: Path, store: Store, *, name: str = "m") -> PushReport:
+    """In chunks of 16 KiB, which the command does not make."""
+    plan = split.plan(resolve(ModelRef(str(model))), chunk_bytes=16 << 10)
+    return push.push(plan, store, LocalEngine(4), name=name)
 
 
 def wrong_chunks(s3: S3) -> list[str]:

@@ -14,14 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.engines.local import LocalEngine
 from builder.format.volume import partial_dir
-from builder.models.resolve import resolve
-from builder.models.source import ModelRef
 from builder.stores.s3 import S3Store
-from builder.weights import push, split
 from tests.conftest import S3
-from tests.integration.s3.faulty import at, command, good, objects, same, visible, wrong_chunks
+from tests.integration.s3.faulty import at, command, good, objects, push_small, same, visible, wrong_chunks
 from tests.models import safetensors_model
 from tests.servers.proxy import Asked, FaultProxy
 
@@ -61,7 +57,7 @@ class Killer:
 
 
 def test_push_killed_at_any_request_is_completed_by_the_next_one(s3: S3, tmp_path: Path) -> None:
-    model = safetensors_model(tmp_path / "model", layers=2, hidden=640, vocab=6000, shards=2)
+    model = safetensors_model(tmp_path / "model", layers=2, hidden=512, vocab=6000, shards=2)
     args = ("push", model, "--name", "m", "--chunk-size", "8MiB", "--concurrency", "2")
     draw, killed = random.Random(11), 0
     with FaultProxy(s3.endpoint_url) as proxy:
@@ -99,8 +95,7 @@ def test_push_killed_at_its_last_requests_shows_the_old_model_or_the_new_one(
 
 def test_pull_killed_at_any_request_is_completed_by_the_next_one(s3: S3, tmp_path: Path) -> None:
     model = safetensors_model(tmp_path / "model", layers=3, hidden=160, vocab=1600, shards=2)
-    plan = split.plan(resolve(ModelRef(str(model))), chunk_bytes=16 << 10)
-    chunks = push.push(plan, S3Store(s3.url, endpoint_url=s3.endpoint_url), LocalEngine(4), name="m").chunks
+    chunks = push_small(model, S3Store(s3.url, endpoint_url=s3.endpoint_url)).chunks
     out, draw, killed = tmp_path / "out", random.Random(12), 0
     with FaultProxy(s3.endpoint_url) as proxy:
         killer = Killer(proxy)

@@ -12,14 +12,12 @@ import pytest
 
 from builder.engines.local import LocalEngine
 from builder.format.manifest import parse
-from builder.models.resolve import resolve
-from builder.models.source import ModelRef
+from builder.stores.directory import DirectoryStore
 from builder.stores.s3 import S3Store
-from builder.weights import push, split
 from builder.weights.lease import hold
 from builder.weights.verify import verify
 from tests.conftest import S3
-from tests.integration.s3.faulty import at, cli, finish, good, objects, same, start, visible, wrong_chunks
+from tests.integration.s3.faulty import at, cli, finish, good, lay, objects, push_small, same, start, visible, wrong_chunks
 from tests.integration.s3.test_faults_crash import Killer
 from tests.models import safetensors_model
 from tests.servers.proxy import FaultProxy, first_times, random_faults
@@ -56,21 +54,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     return tuple(safetensors_model(tmp_path_factory.mktemp("v") / "model", layers=2, seed=n) for n in range(3))
 
 
-@pytest.fixture
-def versions(s3: S3, folders: tuple[Path, ...]) -> Iterator[Versions]:
-    found = Versions(s3, folders)
+@pytest.fixture(scope="module")
+def stored(folders: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
     for folder in folders:
-        send(folder, s3)
+        push_small(folder, DirectoryStore(store))
+    return store
+
+
+@pytest.fixture
+def versions(s3: S3, folders: tuple[Path, ...], stored: Path) -> Iterator[Versions]:
+    lay(s3, stored)
+    found = Versions(s3, folders)
     yield found
     assert wrong_chunks(s3) == []
     assert found.broken() == []
     assert verify(found.store(), "m", engine=LocalEngine(4)).ok
-
-
-def send(folder: Path, s3: S3, name: str = "m") -> None:
-    """In chunks of 16 KiB, which the command does not make."""
-    plan = split.plan(resolve(ModelRef(str(folder))), chunk_bytes=16 << 10)
-    push.push(plan, S3Store(s3.url, endpoint_url=s3.endpoint_url), LocalEngine(4), name=name)
 
 
 def test_killed_at_any_request_it_leaves_whole_models_and_the_next_one_finishes(versions: Versions) -> None:
@@ -138,14 +137,14 @@ def test_ages_are_by_the_stores_clock(versions: Versions, hours: int) -> None:
 
 def test_two_pushes_and_a_gc_at_once(s3: S3, tmp_path: Path) -> None:
     """The pushes rely on chunks that nothing leads to until they end: exactly what the gc is there to delete."""
-    models = {name: safetensors_model(tmp_path / name, layers=2, hidden=512, vocab=5000, seed=n) for n, name in enumerate("ab")}
+    models = {name: safetensors_model(tmp_path / name, layers=1, hidden=512, vocab=4000, seed=n) for n, name in enumerate("ab")}
     for name, model in models.items():
         good("push", model, "--name", name, *at(s3))
     for path in (*objects(s3, "refs"), *objects(s3, "manifests")):
         path.unlink()
     assert visible(s3) == []
     draw = random.Random(23)
-    for n in range(3):
+    for n in range(2):
         plan = random_faults(0.05, seed=n, faults=("error", "hangup", "hangup-after"))
         with FaultProxy(s3.endpoint_url, plan=plan, delay_s=0.02) as proxy:
             runs: list[tuple[str | Path, ...]] = [("push", model, "--name", name) for name, model in models.items()]
