@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from builder.models import source
 from builder.stores.s3 import S3Store
+from builder.transfer.checksum import crc64nvme_hex, sha256_hex
 from builder.weights.index import Index
 from tests.conftest import S3
 from tests.models import safetensors_model
@@ -124,3 +126,18 @@ def test_a_killed_push_goes_on_where_it_was(s3: S3, cache: Path, tmp_path: Path)
     assert done["sent_chunks"] <= done["chunks"] - known
     assert done["read_bytes"] < done["bytes"]  # the files that were complete are not even opened
     assert run(s3, model)["read_bytes"] == 0
+
+
+def test_a_put_copies_no_body(s3: S3) -> None:
+    """Neither the client's own layers nor its signer."""
+    store = S3Store(s3.url, endpoint_url=s3.endpoint_url)
+    body = bytearray(os.urandom(4 << 20))
+    digests = {"sha256": sha256_hex(body), "crc64nvme": crc64nvme_hex(body)}
+    store.put("warm", body, **digests, absent=True)
+    tracemalloc.start()
+    try:
+        store.put("k", body, **digests, absent=True)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert store.get("k", len(body)) == body
