@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export TESTCONTAINERS_RYUK_DISABLED := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system engine base demo test check unit format bench docs clean
+.PHONY: help setup system engine base demo test check lint unit format bench docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,12 +33,13 @@ demo: setup system ## run the whole chain on a small real model
 	@if docker version >/dev/null 2>&1; then scripts/base-image || true; fi
 	@$(BIN)/builder demo
 
-check: setup system ## format, lint, types, unit tests
+lint: setup ## format, lint, types, schemas
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/check-jsonschema --schemafile images/builder.schema.json images/*/builder.yaml
-	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks
+
+check: lint unit ## lint, then unit tests
 
 unit: setup system ## unit tests only
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks

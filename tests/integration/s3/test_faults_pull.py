@@ -243,7 +243,7 @@ def test_no_late_range_is_written_into_a_buffer_that_was_given_back(s3: S3) -> N
     (s3.folder / s3.bucket / "big").write_bytes(bytes(8 << 20))
     into = memoryview(bytearray(8 << 20))
     with FaultProxy(s3.endpoint_url, stall_s=0.4) as proxy:
-        proxy.plan = lambda asked: "error" if asked.headers["Range"].startswith("bytes=0-") else "late"
+        proxy.plan = lambda asked: "hangup" if asked.headers["Range"].startswith("bytes=0-") else "late"
         with pytest.raises(RemoteError):
             open_source(s3.url, endpoint_url=proxy.endpoint_url, region="us-east-1").fill("big", into, seen=len, parts=4)  # type: ignore[attr-defined]
         into[:] = b"\xff" * len(into)
