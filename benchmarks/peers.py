@@ -39,14 +39,15 @@ class Place:
 class Tool:
     """missing: the package to install, or empty.  push(folder, place), pull(place, folder): command line and environment.
 
-    push_only: it pulls as another tool does.
+    way: "push" or "pull" where it does the other as another tool does.  ours: builder, whose chunks it reads.
     """
 
     name: str
     missing: str
     push: Callable[[Path, Place], tuple[list[str], Mapping[str, str]]]
     pull: Callable[[Place, Path], tuple[list[str], Mapping[str, str]]]
-    push_only: bool = False
+    way: str = ""
+    ours: bool = False
 
 
 def _program(name: str) -> str:
@@ -55,16 +56,25 @@ def _program(name: str) -> str:
 
 
 def builder() -> Tool:
-    """Every byte with sha256 and CRC64NVME on push; verified on pull; both are on the disk when it returns."""
+    """Every byte with sha256 and CRC64NVME on push; both verified on pull; it is on the disk when it returns."""
+    return _builder("builder")
 
+
+def builder_crc() -> Tool:
+    """A pull that checks CRC64NVME alone, as for a store that nobody else writes to."""
+    return replace(_builder("builder --trust-store", "--trust-store"), way="pull")
+
+
+def _builder(name: str, *options: str) -> Tool:
     def at(place: Place) -> list[str]:
         return ["--store", place.store, "--endpoint-url", place.endpoint_url, "--format", "json", "-q"]
 
     return Tool(
-        "builder",
+        name,
         "",
         lambda folder, place: ([*BUILDER, "push", str(folder), "--name", "m", *at(place)], place.env),
-        lambda place, folder: ([*BUILDER, "pull", "m", "--to", str(folder), *at(place)], place.env),
+        lambda place, folder: ([*BUILDER, "pull", "m", "--to", str(folder), *at(place), *options], place.env),
+        ours=True,
     )
 
 
@@ -91,7 +101,7 @@ def rclone() -> Tool:
 def rclone_unsigned() -> Tool:
     """Its fastest upload over plain HTTP: whole objects, whose signature leaves the body out. Content-MD5 stays."""
     tool = _rclone("rclone unsigned", "--s3-use-unsigned-payload", "true", "--s3-upload-cutoff", "5G")
-    return replace(tool, push_only=True)
+    return replace(tool, way="push")
 
 
 def _rclone(name: str, *options: str) -> Tool:
@@ -186,5 +196,5 @@ def boto3() -> Tool:
     return _boto("boto3", _CLASSIC, "")
 
 
-TOOLS: tuple[Callable[[], Tool], ...] = (builder, s5cmd, rclone, rclone_unsigned, boto3_crt, boto3)
-"""builder first; the rest are its peers."""
+TOOLS: tuple[Callable[[], Tool], ...] = (builder, builder_crc, s5cmd, rclone, rclone_unsigned, boto3_crt, boto3)
+"""builder first, as it is by default; those that are not ours are its peers."""

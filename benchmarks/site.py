@@ -28,6 +28,7 @@ from builder.stores import rclone
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.models import safetensors_model
 
+MEMORY_BYTES = 512 << 20  # that a tool may want beside the page cache
 VOCAB = 4096
 WIDTHS = (2048, 1024, 512, 256)  # of a hidden state; the widest of which four layers fit
 SETTLE_S = 0.15  # the server sees folders that were removed behind its back after 50 ms (stores/rclone.py)
@@ -59,7 +60,7 @@ class Site:
 
     def stored(self, tool: Tool) -> Path:
         """What the server reads when `tool` pulls."""
-        return self.root / "s3" / ("chunks" if tool.name == "builder" else "plain")
+        return self.root / "s3" / ("chunks" if tool.ours else "plain")
 
     def place(self, bucket: str = "plain") -> Place:
         return Place(self.endpoint_url, self.env, bucket, store=f"s3://{'chunks' if bucket == 'plain' else bucket}/m")
@@ -80,7 +81,7 @@ class Site:
     def pull(self, tool: Tool, *, cold: bool = False) -> Run:
         """Into an empty folder; on the disk within the time, for every tool. The first time, the bytes are compared."""
         shutil.rmtree(self.out, ignore_errors=True)
-        if tool.name != "builder":  # makes its own
+        if not tool.ours:  # makes its own
             self.out.mkdir()
         self._settle()
         self._cool(self.stored(tool), cold)
@@ -102,9 +103,10 @@ class Site:
             self.left.append(measure.make_cold([source]))
 
     def _settle(self) -> None:
-        """What earlier runs left to be written is not this one's to wait for."""
+        """What earlier runs left to be written is not this one's to wait for, nor is the memory that they gave back."""
         measure.syncfs(self.root)
         time.sleep(SETTLE_S)
+        measure.touch_memory(self.size + MEMORY_BYTES)
 
 
 @contextlib.contextmanager

@@ -27,9 +27,10 @@ is in a column of its own. Tools take turns; one round is not counted; medians, 
 time of a pull ends when everything is on the disk: `syncfs` of the target is within it for every tool (builder has done its \
 own fsync by then). The time of a push ends when the server has answered. warm: source in the page cache. cold: dropped from \
 it before each run; the programs themselves stay warm, and a virtual machine's host may still hold the blocks. On tmpfs there \
-is no disk in it at all. peak MiB: high-water marks of all processes of a tool that live at the same time. Over plain HTTP the \
-peers hash what they send (benchmarks/peers.py says what); what they pull they do not check. to best peer, to limit: rate over \
-that row's rate; above 1 is faster.
+is no disk in it at all. Before each run, the free memory that it needs is touched (benchmarks/measure.py says why). peak MiB: \
+high-water marks of all processes of a tool that live at the same time. Over plain HTTP the peers hash what they send \
+(benchmarks/peers.py says what); what they pull they do not check. to best peer, to limit: rate over that row's rate; above 1 \
+is faster.
 """
 
 
@@ -139,8 +140,8 @@ def transfers(here: Site, tools: Sequence[Tool], count: int, *, where: str, cold
         if not state:
             measure.make_warm([here.model, here.stored(builder)])
         title = f"S3, {where}" + ("" if where == "tmpfs" else ", cold" if state else ", warm")
-        yield _pushes(here, there, count, absent, title, state)
-        yield _pulls(here, [t for t in there if not t.push_only], count, absent, title, state)
+        yield _pushes(here, [t for t in there if t.way != "pull"], count, absent, title, state)
+        yield _pulls(here, [t for t in there if t.way != "push"], count, absent, title, state)
         if state:
             yield f"Of the source, at most {max(here.left):.1%} was in the page cache when a cold run began.\n"
 
@@ -172,5 +173,5 @@ def _table(
     absent: dict[str, str],
 ) -> str:
     found, failed = measure.rounds(runs, count)
-    others = {t.name for t in tools} - {"builder"}
+    others = {t.name for t in tools if not t.ours}
     return tables.compared(title, found, here.size, peers=others, limit=limit, absent=absent | failed)

@@ -3,8 +3,8 @@
     ModelRef ──resolve──▶ ModelSnapshot ──split──▶ ChunkPlan ──push──▶ Manifest ─┬─▶ image ─build─▶ BuiltImage ──▶ VerifyReport
      (asked)              (files, commit)          (pure)             (store)    └─▶ volume ─bake─▶ DataVolume ──▶ NodeSpecs
 
-No formatting and no printing. `builder/cli` calls one of these per command; `builder/demo.py` calls them all. What makes images
-and volumes is imported where it is used: 0.25 s that a push of weights has no use for.
+No formatting and no printing. `builder/cli` calls one of these per command; `builder/demo.py` calls them all. Each imports what
+it uses: a pull starts in half the time that loading everything takes.
 """
 
 from __future__ import annotations
@@ -14,44 +14,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.engines.base import Engine
-from builder.models.resolve import resolve
-from builder.models.source import ModelRef
 from builder.progress import NoProgress, Progress
-from builder.stores.base import Store
-from builder.transfer import cache
-from builder.transfer.cache import Budget, Held
-from builder.transfer.manifests import read_manifest
-from builder.transfer.restore import RestoreReport, Transfer, restore
-from builder.transfer.retry import retrying
-from builder.transfer.source import Source
-from builder.weights import copy, diff, gc, push, refs, repair, sign, split
-from builder.weights import plain as plain_files
-from builder.weights import verify as stored
-from builder.weights.copy import CopyReport
-from builder.weights.diff import DiffReport
-from builder.weights.gc import GcReport
-from builder.weights.index import Index
-from builder.weights.plain import PlainReport
-from builder.weights.push import PushReport
-from builder.weights.refs import TagReport
-from builder.weights.repair import RepairReport
-from builder.weights.sign import PublicKey, Signer, SignReport, Vouched
-from builder.weights.verify import VerifyReport as StoreReport
 
 if TYPE_CHECKING:
     from builder.config.load import Loaded
     from builder.config.spec import Bake, Verify
+    from builder.engines.base import Engine
     from builder.image.engine import BuiltImage
+    from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
     from builder.node.specs import NodeSpecs
     from builder.node.verify import VerifyDisk, VerifyPlan
+    from builder.stores.base import Store
+    from builder.transfer.cache import Budget, Held
+    from builder.transfer.restore import RestoreReport, Transfer
+    from builder.transfer.source import Source
     from builder.verify.container import Options
     from builder.verify.launch import Launch
     from builder.verify.report import VerifyReport
+    from builder.weights.copy import CopyReport
+    from builder.weights.diff import DiffReport
+    from builder.weights.gc import GcReport
+    from builder.weights.plain import PlainReport
+    from builder.weights.push import PushReport
+    from builder.weights.refs import TagReport
+    from builder.weights.repair import RepairReport
+    from builder.weights.sign import PublicKey, Signer, SignReport, Vouched
+    from builder.weights.verify import VerifyReport as StoreReport
 
 QUIET = NoProgress()
-READ = Transfer()
 
 
 def publish_weights(
@@ -72,6 +63,10 @@ def publish_weights(
 
     memory: see push.  index: folder for what is learned of files by reading them; None: nothing is kept.
     """
+    from builder.models.resolve import resolve
+    from builder.weights import push, split
+    from builder.weights.index import Index
+
     snapshot = resolve(ref, token=token)
     chunks = split.plan(snapshot, chunk_bytes=chunk_bytes)
     return push.push(
@@ -81,7 +76,9 @@ def publish_weights(
 
 def check_weights(store: Store, ref: str, workers: Engine, *, remote: bool = False, progress: Progress = QUIET) -> StoreReport:
     """Every chunk of the model in the store against its digests; every fault named."""
-    return stored.verify(store, ref, engine=workers, remote=remote, progress=progress)
+    from builder.weights import verify
+
+    return verify.verify(store, ref, engine=workers, remote=remote, progress=progress)
 
 
 def repair_weights(
@@ -95,22 +92,33 @@ def repair_weights(
     progress: Progress = QUIET,
 ) -> RepairReport:
     """The model in the store as it was pushed. Sends only the chunks that are bad or missing."""
+    from builder.models.resolve import resolve
+    from builder.weights import repair
+
     snapshot = resolve(ref, token=token)
     return repair.repair(store, name, snapshot, engine=workers, dry_run=dry_run, progress=progress)
 
 
 def check_plain(store: Store, ref: str, workers: Engine, *, remote: bool = False, progress: Progress = QUIET) -> PlainReport:
     """The original files beside the chunks, against the same manifest."""
-    return plain_files.verify_plain(store, ref, engine=workers, remote=remote, progress=progress)
+    from builder.weights import plain
+
+    return plain.verify_plain(store, ref, engine=workers, remote=remote, progress=progress)
 
 
 def compare_weights(store: Store, before: str, after: str, *, other: Store | None = None) -> DiffReport:
     """What differs between two versions, the second one perhaps in another store. Reads the manifests alone."""
+    from builder.transfer.manifests import read_manifest
+    from builder.weights import diff
+
     return diff.diff(read_manifest(store.source(), before), read_manifest((other or store).source(), after))
 
 
 def compare_source(report: PushReport, store: Store, ref: str) -> DiffReport:
     """What a push would change. report: of that push, with dry_run."""
+    from builder.transfer.manifests import read_manifest
+    from builder.weights import diff, refs
+
     before = read_manifest(store.source(), ref) if refs.read(store, ref) else None
     return diff.diff(before, report.manifest, send_chunks=report.sent_chunks, send_bytes=report.sent_bytes)
 
@@ -119,11 +127,15 @@ def tag_weights(
     store: Store, ref: str, tag: str, *, force: bool = False, dry_run: bool = False, progress: Progress = QUIET
 ) -> TagReport:
     """A name of its own for one version, which keeps it from being collected."""
+    from builder.weights import refs
+
     return refs.tag(store, ref, tag, force=force, dry_run=dry_run, progress=progress)
 
 
 def untag_weights(store: Store, ref: str, *, force: bool = False, dry_run: bool = False) -> TagReport:
     """The ref gone; its version stays until it is collected."""
+    from builder.weights import refs
+
     return refs.delete(store, ref, force=force, dry_run=dry_run)
 
 
@@ -140,6 +152,8 @@ def copy_weights(
     progress: Progress = QUIET,
 ) -> CopyReport:
     """The model in another store, every chunk hashed on its way, its refs last."""
+    from builder.weights import copy
+
     return copy.copy(store, ref, to, engine=workers, memory=memory, tag=tag, force=force, dry_run=dry_run, progress=progress)
 
 
@@ -147,42 +161,68 @@ def collect_weights(
     store: Store,
     workers: Engine,
     *,
-    grace_s: float = gc.GRACE_S,
-    keep_last: int = gc.KEEP_LAST,
+    grace_s: float,
+    keep_last: int,
     wait_s: float | None = None,
     dry_run: bool = True,
     progress: Progress = QUIET,
 ) -> GcReport:
     """The store without what nothing leads to; with dry_run, as by default, only what that is."""
+    from builder.weights import gc
+
     return gc.gc(store, engine=workers, grace_s=grace_s, keep_last=keep_last, wait_s=wait_s, dry_run=dry_run, progress=progress)
 
 
 def sign_weights(store: Store, ref: str, signer: Signer) -> SignReport:
     """A signature beside the manifest in the store: this key's holder vouches for the model."""
+    from builder.weights import sign
+
     return sign.sign_ref(store, ref, signer)
 
 
 def require_signature(store: Store, ref: str, keys: Sequence[PublicKey]) -> Vouched:
     """The digest to go on with, of a manifest that one of the keys has signed; before any chunk is read."""
+    from builder.weights import sign
+
     return sign.require(store.source(), ref, keys)
 
 
 def restore_weights(
-    source: Source, ref: str, folder: Path, *, how: Transfer = READ, progress: Progress = QUIET
+    source: Source, ref: str, folder: Path, *, how: Transfer | None = None, progress: Progress = QUIET
 ) -> RestoreReport:
     """The model as plain files, byte for byte, in a folder that is visible only when complete."""
-    source = retrying(source)
-    manifest = read_manifest(source, ref)
+    from builder.transfer.manifests import read_manifest
+    from builder.transfer.restore import Transfer, restore
+    from builder.transfer.retry import retrying
+
+    source, how = retrying(source), how or Transfer()
     return restore(
-        manifest, source, folder, concurrency=how.concurrency, memory=how.memory, sha256=how.sha256, progress=progress
+        read_manifest(source, ref),
+        source,
+        folder,
+        concurrency=how.concurrency,
+        memory=how.memory,
+        sha256=how.sha256,
+        progress=progress,
     )
 
 
 def cache_weights(
-    source: Source, ref: str, root: Path, *, budget: Budget | None = None, how: Transfer = READ, progress: Progress = QUIET
+    source: Source,
+    ref: str,
+    root: Path,
+    *,
+    budget: Budget | None = None,
+    how: Transfer | None = None,
+    progress: Progress = QUIET,
 ) -> Held:
     """The model in this node's models root, fetched once whoever asks, and in use until the result is released."""
-    source = retrying(source)
+    from builder.transfer import cache
+    from builder.transfer.manifests import read_manifest
+    from builder.transfer.restore import Transfer, restore
+    from builder.transfer.retry import retrying
+
+    source, how = retrying(source), how or Transfer()
     manifest = read_manifest(source, ref)
 
     def fetch(folder: Path) -> RestoreReport:

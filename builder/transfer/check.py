@@ -18,11 +18,11 @@ from typing import Any
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import MAX_MANIFEST_BYTES, RESERVED, Chunk, File, Manifest, parse
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest
-from builder.transfer.buffers import MEMORY_BYTES, Buffers
+from builder.transfer.buffers import MEMORY_BYTES, WINDOW_BYTES, Buffers
 from builder.transfer.claim import disk_errors, locked, need_space, sync, write_synced
-from builder.transfer.disk import ALIGN_BYTES, read_file
+from builder.transfer.disk import read_file
 from builder.transfer.faults import Fault, chunk_fault, failure
-from builder.transfer.fetch import digest_chunk, fetch, reserve, write_chunk
+from builder.transfer.fetch import digest_chunk, fetch, reserve, writer
 from builder.transfer.manifests import read_manifest
 from builder.transfer.progress import Progress, Silent
 from builder.transfer.retry import RetryingSource, retrying
@@ -66,14 +66,14 @@ def check_folder(
     """Everything that is wrong with a restored folder; empty if it is the model its marker names, byte for byte.
 
     deep: also each chunk's sha256 (2 GB/s per core instead of 20): needed only against someone who forges checksums.
-    memory: bytes of chunk data in memory at most, or one chunk.
+    memory: bytes of chunk data in memory at most, or one window.
     Raises ConfigError if `folder` was never restored; CapabilityError if a file may not be read.
     """
     with disk_errors(folder):
         faults, manifest = _own_manifest(folder)
         if manifest is None:
             return faults
-        found = _scan(folder, manifest, deep, _buffers(manifest, memory, workers), progress or Silent())
+        found = _scan(folder, manifest, deep, Buffers(memory, most=workers), progress or Silent())
         return faults + found.faults + found.extra
 
 
@@ -109,11 +109,12 @@ def repair_folder(
         faults, manifest = _own_manifest(folder)
         if manifest is None:
             manifest = _fetch_manifest(folder, source)
-        buffers = _buffers(manifest, memory, workers)
-        found = _scan(folder, manifest, deep, buffers, progress)
+        found = _scan(folder, manifest, deep, Buffers(memory, most=workers), progress)
         faults = faults + found.faults
         fetched = (0, 0)
         if faults:
+            largest = max((chunk.size for _, chunk in found.bad), default=0)
+            buffers = Buffers(memory, most=workers, size=WINDOW_BYTES + largest)
             fetched = _mend(folder, manifest, found.bad, source, buffers, progress)
         return RepairReport(str(folder), manifest.digest, tuple(faults), tuple(found.extra), *fetched)
 
@@ -147,12 +148,6 @@ def _fetch_manifest(folder: Path, source: Source) -> Manifest:
     return read_manifest(source, digest)
 
 
-def _buffers(manifest: Manifest, memory: int, workers: int) -> Buffers:
-    """Room for each chunk, and the blocks around it."""
-    largest = max((chunk.size for file in manifest.files for chunk in file.chunks), default=0)
-    return Buffers(memory, largest + 2 * ALIGN_BYTES, most=workers)
-
-
 def _scan(folder: Path, manifest: Manifest, deep: bool, buffers: Buffers, progress: Progress) -> _Findings:
     """Reads every byte; memory: the buffers."""
     found, lock = _Findings(), threading.Lock()
@@ -170,8 +165,8 @@ def _scan(folder: Path, manifest: Manifest, deep: bool, buffers: Buffers, progre
 
     def one(place: Place) -> None:
         file, chunk = place
-        with buffers.one() as into:
-            fault = _chunk_fault(folder, file, chunk, deep, into)
+        with buffers.one() as window:
+            fault = _chunk_fault(folder, file, chunk, deep, window)
         if fault:
             with lock:
                 found.faults.append(fault)
@@ -207,9 +202,9 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _chunk_fault(folder: Path, file: File, chunk: Chunk, deep: bool, into: memoryview) -> Fault | None:
+def _chunk_fault(folder: Path, file: File, chunk: Chunk, deep: bool, window: memoryview) -> Fault | None:
     try:
-        digests = digest_chunk(folder / file.path, chunk, into, sha256=deep)
+        digests = digest_chunk(folder / file.path, chunk, window, sha256=deep)
     except OSError as exc:  # a sector that cannot be read is a bad chunk, and can be mended like one
         if isinstance(exc, PermissionError):
             raise
@@ -281,15 +276,20 @@ def _refetch(
     def one(sha256: str) -> None:
         places = wanted[sha256]
         file, chunk = places[0]
-        with buffers.one() as into:
+        with buffers.one() as memory:
+            window, body = memory[:WINDOW_BYTES], memory[WINDOW_BYTES:][: chunk.size]
+
+            def keep(piece: memoryview, offset: int) -> None:
+                body[offset : offset + len(piece)] = piece
+
             try:
-                body, remote = fetch(manifest, places, source, into, sha256=True)
+                remote = fetch(manifest, places, source, window, keep, sha256=True)
             except (IntegrityError, RemoteError) as exc:
                 with lock:
                     failed.append((chunk_fault(file, chunk, exc.message), exc))
                 return
-            for file, chunk in places:
-                write_chunk(folder / file.path, chunk, body)
+            with writer(folder, places) as write:  # only now: of what was there, most may have been right
+                write(body, 0)
         with lock:
             sizes.extend([chunk.size] if remote else [])
         progress.advance(task, chunk.size)

@@ -33,32 +33,36 @@ def read_file(path: Path, *, limit: int) -> bytearray:
         os.close(fd)
 
 
-def fill_from_file(path: Path, into: memoryview, seen: Seen) -> int:
-    """The file at the start of `into`; its bytes. seen(piece): every piece, in order, as it comes. Raises as read_file."""
-    fd, size = _open(path, len(into))
+def stream_file(path: Path, window: memoryview, limit: int, seen: Seen) -> int:
+    """The file in pieces through `window`, as `source.stream`; its bytes. Raises as read_file, and what `seen` raises."""
+    fd, size = _open(path, limit)
     try:
-        return fill_from(fd, into[:size], 0, seen)
+        return stream_from(fd, window, 0, size, seen)
     finally:
         os.close(fd)
 
 
-def fill_from(fd: int, view: memoryview, offset: int, seen: Seen) -> int:
-    """Fill `view` from `offset` of the file on; bytes read, fewer only at its end. fd: a regular file's."""
+def stream_from(fd: int, window: memoryview, offset: int, size: int, seen: Seen) -> int:
+    """`size` bytes from `offset` of the file on, in pieces through `window`; bytes read, fewer only at the file's end.
+
+    fd: a regular file's. The window is used from its start on, and over again when it is full.
+    """
     at = 0
-    if len(view) >= DIRECT_BYTES and offset % ALIGN_BYTES == 0 and not _cached(fd, offset):
-        at = _fill_direct(fd, view, offset, seen)
-    while at < len(view):
-        got = os.preadv(fd, [view[at : at + PIECE_BYTES]], offset + at)
+    if size >= DIRECT_BYTES and offset % ALIGN_BYTES == 0 and len(window) % ALIGN_BYTES == 0 and not _cached(fd, offset):
+        at = _stream_direct(fd, window, offset, size, seen)
+    while at < size:
+        start = at % len(window)
+        got = os.preadv(fd, [window[start : min(start + PIECE_BYTES, start + size - at, len(window))]], offset + at)
         if not got:
             break
-        seen(view[at : at + got])
+        seen(window[start : start + got])
         at += got
     return at
 
 
 def read_into(fd: int, view: memoryview, offset: int) -> int:
     """Fill `view` from `offset` on. Returns the bytes read; fewer than asked only at the end of the file."""
-    return fill_from(fd, view, offset, lambda piece: None)
+    return stream_from(fd, view, offset, len(view), lambda piece: None)
 
 
 def _open(path: Path, limit: int) -> tuple[int, int]:
@@ -88,24 +92,29 @@ def _cached(fd: int, offset: int) -> bool:
     return True
 
 
-def _fill_direct(fd: int, view: memoryview, offset: int, seen: Seen) -> int:
-    """As much of `view` as whole blocks past the page cache give; 0 where the file system or the buffer does not allow it."""
+def _stream_direct(fd: int, window: memoryview, offset: int, size: int, seen: Seen) -> int:
+    """As many of the bytes as whole blocks past the page cache give; 0 where file system or memory does not allow it."""
     try:
         direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
         return 0
-    at, whole = 0, len(view) - len(view) % ALIGN_BYTES
+    at, whole = 0, size - size % ALIGN_BYTES
     try:
         while at < whole:
-            got = os.preadv(direct, [view[at : min(at + DIRECT_BYTES, whole)]], offset + at)
+            start = at % len(window)
+            try:
+                got = os.preadv(
+                    direct, [window[start : min(start + DIRECT_BYTES, start + whole - at, len(window))]], offset + at
+                )
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:  # memory or a block size that does not suit: the rest comes the usual way
+                    raise
+                break
             if got:
-                seen(view[at : at + got])
+                seen(window[start : start + got])
                 at += got
             if not got or got % ALIGN_BYTES:  # the file's end
                 break
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # a buffer or a block size that does not suit: what is missing comes the usual way
-            raise
     finally:
         os.close(direct)
     return at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from builder.errors import IntegrityError
@@ -12,9 +13,10 @@ from builder.format.manifest import Chunk, File, Manifest
 from builder.transfer import checksum
 from builder.transfer.checksum import Buffer
 from builder.transfer.claim import write_at
-from builder.transfer.disk import ALIGN_BYTES, fill_from
+from builder.transfer.disk import ALIGN_BYTES, stream_from
 from builder.transfer.retry import RetryingSource
 
+Write = Callable[[memoryview, int], None]
 STORE_HINT = "run `builder weights repair` on the store"
 
 
@@ -22,30 +24,33 @@ def fetch(
     manifest: Manifest,
     places: Sequence[tuple[File, Chunk]],
     source: RetryingSource,
-    into: memoryview,
+    window: memoryview,
+    write: Write,
     *,
     sha256: bool,
-    parts: int = 1,
-) -> tuple[Buffer, bool]:
-    """(bytes, came from the source) of the chunk that goes to `places`; from the manifest if one of its files lies there.
+) -> bool:
+    """The chunk that goes to `places`, checked; whether it came from the source, not from the manifest, where small files lie.
 
-    into: a buffer with room for the chunk; what is returned may lie in it.  parts: requests at once for it.
+    window: the memory that it passes through.  write(piece, offset): its bytes in order, as they come, so before they are
+    checked: nothing counts until this returns. With every try they begin at offset 0 again.
     sha256: check that too, not only the CRC64NVME.
-    Raises IntegrityError if the object is missing, or wrong each time it was read; RemoteError.
+    Raises IntegrityError if the object is missing, or wrong each time it was read; RemoteError; what `write` raises.
     """
     for file, chunk in places:
         if file.path in manifest.small:
-            body = manifest.small[file.path][chunk.offset : chunk.offset + chunk.size]
+            body = memoryview(manifest.small[file.path])[chunk.offset : chunk.offset + chunk.size]
             digests = checksum.Digests(with_sha256=sha256)
             digests.update(body)
             verify(chunk, digests)
-            return body, False
+            write(body, 0)
+            return False
     chunk = places[0][1]
-    view = into[: chunk.size]
-    size = source.fill(chunk.key, view, check=lambda digests: verify(chunk, digests), sha256=sha256, parts=parts)
+    size = source.stream(
+        chunk.key, window, limit=chunk.size, check=lambda digests: verify(chunk, digests), sha256=sha256, write=write
+    )
     if size is None:
         raise IntegrityError("no such object", hint=STORE_HINT, where={"key": chunk.key})
-    return view, True
+    return True
 
 
 def verify(chunk: Chunk, digests: checksum.Digests) -> None:
@@ -59,31 +64,43 @@ def verify(chunk: Chunk, digests: checksum.Digests) -> None:
         raise IntegrityError(found, hint=STORE_HINT, where={"key": chunk.key})
 
 
-def digest_chunk(path: Path, chunk: Chunk, into: memoryview, *, sha256: bool) -> checksum.Digests:
-    """Of the chunk's bytes as they are on disk; fewer if the file is short. into: room for the chunk and two blocks more.
+def digest_chunk(path: Path, chunk: Chunk, window: memoryview, *, sha256: bool) -> checksum.Digests:
+    """Of the chunk's bytes as they are on disk; fewer if the file is short. window: whole blocks, for O_DIRECT.
 
     Whole blocks around the chunk are read, so that this can go past the page cache wherever the chunk begins.
     """
     start = chunk.offset - chunk.offset % ALIGN_BYTES
-    skip, end = chunk.offset - start, chunk.offset - start + chunk.size
-    whole = min(-(-end // ALIGN_BYTES) * ALIGN_BYTES, len(into))
+    end = -(-(chunk.offset + chunk.size) // ALIGN_BYTES) * ALIGN_BYTES
+    digests, at = checksum.Digests(with_sha256=sha256), start
+
+    def seen(piece: memoryview) -> None:
+        nonlocal at
+        digests.update(piece[max(0, chunk.offset - at) : max(0, chunk.offset + chunk.size - at)])
+        at += len(piece)
+
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        got = fill_from(fd, into[:whole], start, lambda piece: None)
+        stream_from(fd, window, start, end - start, seen)
     finally:
         os.close(fd)
-    digests = checksum.Digests(with_sha256=sha256)
-    digests.update(into[skip : max(skip, min(end, got))])
     return digests
 
 
-def write_chunk(path: Path, chunk: Chunk, body: Buffer) -> None:
-    """The chunk's bytes at its place in a file that is there."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        write_at(fd, body, chunk.offset)
-    finally:
-        os.close(fd)
+@contextlib.contextmanager
+def writer(folder: Path, places: Sequence[tuple[File, Chunk]]) -> Iterator[Write]:
+    """write(piece, offset within the chunk) puts the piece at each of the chunk's places, in files that are there."""
+    with contextlib.ExitStack() as opened:
+        targets = []
+        for file, chunk in places:
+            fd = os.open(folder / file.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            opened.callback(os.close, fd)
+            targets.append((fd, chunk.offset))
+
+        def write(piece: Buffer, offset: int) -> None:
+            for fd, start in targets:
+                write_at(fd, piece, start + offset)
+
+        yield write
 
 
 def reserve(path: Path, size: int) -> None:

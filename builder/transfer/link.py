@@ -2,8 +2,7 @@
 
 Nobody knows the link beforehand: one connection to an object store gives 20 to 100 MB/s, a 100 Gbit/s card wants a hundred of
 them, a laptop four. So the number climbs while climbing pays (doubling, then by a quarter), stays at the best, is tried
-again now and then, and is halved when the store says that it is too much (429, 503). The caller bounds the memory: more
-requests than buffers means that several requests share the buffer of one chunk, each with a range of it.
+again now and then, and is halved when the store says that it is too much (429, 503).
 """
 
 from __future__ import annotations
@@ -19,20 +18,16 @@ EPOCH_S = 0.3  # measured before each change, and at least two chunks per place
 GAIN = 1.15  # a change must pay this much, or it is noise
 STEEP = 1.4  # above this, double
 AGAIN_S = 15.0
-PART_BYTES = 4 << 20  # the smallest range worth a request: at 50 MB/s it takes longer than the round trip by far
 
 
 class Link:
     """A limit that tunes itself. Thread-safe.
 
-    most: never above.  slots: chunks that can be in flight, because there are so many buffers.
-    limit: requests at once now.
+    most: never above.  limit: requests at once now.
     """
 
-    def __init__(
-        self, slots: int, *, first: int = FIRST, most: int = MOST, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.slots, self.most = max(1, slots), max(1, most)
+    def __init__(self, *, first: int = FIRST, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = max(1, most)
         self.limit = min(first, self.most)
         self._clock = clock
         self._changed = threading.Condition()
@@ -45,20 +40,16 @@ class Link:
 
     @contextmanager
     def chunk(self) -> Iterator[None]:
-        """A place for one chunk; waits while as many are in flight as the limit and the buffers allow."""
+        """A place for one request; waits while as many are in flight as the limit allows."""
         with self._changed:
-            self._changed.wait_for(lambda: self._running < min(self.limit, self.slots))
+            self._changed.wait_for(lambda: self._running < self.limit)
             self._running += 1
         try:
             yield
         finally:
             with self._changed:
                 self._running -= 1
-                self._changed.notify_all()
-
-    def parts(self, size: int) -> int:
-        """Requests that a chunk of `size` bytes is to be fetched by: 1 while there are buffers enough for the limit."""
-        return max(1, min(self.limit // self.slots, size // PART_BYTES))
+                self._changed.notify()
 
     def arrived(self, size: int) -> None:
         """`size` bytes came; from time to time this changes the limit."""
@@ -67,7 +58,7 @@ class Link:
             self._done += 1
             now = self._clock()
             spent = now - self._start
-            if spent >= EPOCH_S and self._done >= 2 * min(self.limit, self.slots):
+            if spent >= EPOCH_S and self._done >= 2 * self.limit:
                 self._tune(self._bytes / spent, now)
                 self._start, self._bytes, self._done = now, 0, 0
                 self._changed.notify_all()

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
-from builder.transfer.http import Answer, Broken, Client, Limits, Seen, TooLarge
-from builder.transfer.link import MOST
+from builder.transfer.http import PIECE_BYTES, Answer, Broken, Client, Floor, Limits, Seen, TooLarge
 from builder.transfer.source import public
 
 if TYPE_CHECKING:
@@ -62,8 +60,6 @@ class ObjectSource:
         self.limits = limits
         self._http = Client(limits)
         self._direct = self._scheme in ("s3", "http", "https")
-        self._ranges = True  # until the server answers a range with the whole object
-        self._helpers: ThreadPoolExecutor | None = None
         try:
             self._store = _client(url, endpoint_url, region, credentials, limits)
         except (BaseError, ValueError) as exc:
@@ -74,18 +70,23 @@ class ObjectSource:
         return public(self._url)
 
     def read(self, key: str, *, limit: int) -> Buffer | None:
-        return self._get(key, None, limit, None)
+        body = bytearray()
+        size = self.stream(key, memoryview(bytearray(min(limit, PIECE_BYTES))), limit=limit, seen=body.extend)
+        return None if size is None else body
 
-    def fill(self, key: str, into: memoryview, *, seen: Seen, parts: int = 1) -> int | None:
-        """As `source.fill`. parts: ranges fetched at once, of an object that has exactly the size of `into`."""
-        if parts > 1 and self._direct and self._ranges:
-            size = self._fill_in_parts(key, into, parts)
-            if size is None or size == len(into):
-                if size:
-                    seen(into)
-                return size
-        body = self._get(key, into, len(into), seen)
-        return None if body is None else len(body)
+    def stream(self, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
+        """As `source.stream`."""
+        if not self._direct:
+            return self._through(key, window, limit, seen)
+        answer = self._ask(key, window, limit, seen)
+        if answer.status == 200:
+            return answer.size
+        if answer.status in (404, 410) and b"NoSuchBucket" not in answer.body:
+            return None
+        refusal = self._refused(key, answer)
+        if self._scheme == "s3" and answer.status in (400, 403) and refusal.where.get("code") not in _STORE_WIDE:
+            return self._second_opinion(key, window, limit, seen, refusal)
+        raise refusal
 
     def keys(self, prefix: str) -> Iterable[str] | None:
         """Sorted keys below `prefix`, or None where the server cannot list (plain HTTP)."""
@@ -99,46 +100,22 @@ class ObjectSource:
         except (BaseError, OSError, ValueError) as exc:
             raise self._error(prefix, exc) from exc
 
-    def _get(self, key: str, into: memoryview | None, limit: int, seen: Seen | None) -> memoryview | None:
-        if not self._direct:
-            return self._through(key, into, limit, seen)
-        answer, view = self._ask(key, into, limit, None, seen)
-        if answer.status == 200:
-            return view
-        if answer.status in (404, 410) and b"NoSuchBucket" not in answer.body:
-            return None
-        refusal = self._refused(key, answer)
-        if self._scheme == "s3" and answer.status in (400, 403) and refusal.where.get("code") not in _STORE_WIDE:
-            return self._second_opinion(key, into, limit, seen, refusal)
-        raise refusal
-
-    def _second_opinion(
-        self, key: str, into: memoryview | None, limit: int, seen: Seen | None, refusal: RemoteError
-    ) -> memoryview | None:
+    def _second_opinion(self, key: str, window: memoryview, limit: int, seen: Seen, refusal: RemoteError) -> int | None:
         """obstore's own request, with headers that a signed URL does not carry. Only where it succeeds is it asked on."""
         try:
-            body = self._through(key, into, limit, seen)
+            size = self._through(key, window, limit, seen)
         except RemoteError as exc:
             raise refusal from exc
         self._direct = False
-        return body
+        return size
 
-    def _ask(
-        self, key: str, into: memoryview | None, limit: int, span: tuple[int, int] | None, seen: Seen | None
-    ) -> tuple[Answer, memoryview]:
+    def _ask(self, key: str, window: memoryview, limit: int, seen: Seen) -> Answer:
         try:
-            return self._http.get(self._address(key), into, limit=limit, span=span, seen=seen)
+            return self._http.get(self._address(key), window, limit=limit, seen=seen)
         except TooLarge as exc:
-            raise IntegrityError(
-                f"{self.url}/{key}: object has {exc.size if exc.size >= 0 else 'more'} bytes, expected at most {limit}",
-                where={"key": key, "url": self.url, "size": exc.size},
-            ) from exc
+            raise self._too_large(key, exc.size, limit) from exc
         except Broken as exc:
-            what = str(exc)
-            hint = f"run again; check the line to {self.endpoint}"
-            if what.startswith(("cannot connect", "timed out", "connection closed before")):
-                hint = _hint(None, self.endpoint)
-            raise RemoteError(f"{self.url}/{key}: {what}", hint=hint, where=self._where(key)) from exc
+            raise self._broken(key, exc) from exc
 
     def _address(self, key: str) -> str:
         """Where to get the object: for S3 a URL that carries its own signature, made for this request."""
@@ -153,59 +130,50 @@ class ObjectSource:
         except (BaseError, OSError, ValueError) as exc:
             raise self._error(key, exc) from exc
 
-    def _fill_in_parts(self, key: str, into: memoryview, parts: int) -> int | None:
-        """Bytes that came by `parts` ranges at once; None if the object is not there; 0 where ranges do not work."""
-        if self._helpers is None:
-            self._helpers = ThreadPoolExecutor(MOST, thread_name_prefix="range")
-        step = -(-len(into) // parts)
-        spans = [(at, min(at + step, len(into))) for at in range(0, len(into), step)]
-
-        def one(span: tuple[int, int]) -> tuple[Answer, int]:
-            try:
-                answer, view = self._ask(key, into[span[0] : span[1]], len(into), span, None)
-            except IntegrityError:  # larger than the range: a server that does not know ranges sends the whole object
-                return Answer(200), 0
-            return answer, len(view)
-
-        running = [self._helpers.submit(one, span) for span in spans]
-        wait(running)  # even if one fails: the others write into a buffer that then serves another chunk
-        answers = [future.result() for future in running]
-        for (answer, got), (start, end) in zip(answers, spans, strict=True):
-            if answer.status == 404 and b"NoSuchBucket" not in answer.body:
-                return None
-            if answer.status not in (200, 206, 416):
-                raise self._refused(key, answer)
-            if answer.status != 206 or got != end - start or answer.total != len(into):
-                self._ranges = answer.status == 206
-                return 0
-        return len(into)
-
-    def _through(self, key: str, into: memoryview | None, limit: int, seen: Seen | None) -> memoryview | None:
-        """The object by obstore's own transfer. Its silence is bounded, its rate is not."""
+    def _through(self, key: str, window: memoryview, limit: int, seen: Seen) -> int | None:
+        """The object by obstore's own transfer."""
         import obstore
         from obstore.exceptions import BaseError
 
         try:
             answer = obstore.get(self._store, key)
+            pieces = iter(answer.stream(min_chunk_size=PIECE_BYTES))
             size = answer.meta["size"]
-            if size > limit:
-                raise IntegrityError(
-                    f"{self.url}/{key}: object has {size} bytes, expected at most {limit}",
-                    where={"key": key, "url": self.url, "size": size},
-                )
-            body = memoryview(answer.bytes())
         except FileNotFoundError as exc:
             if "NoSuchBucket" in str(exc):
                 raise self._error(key, exc) from exc
             return None
         except (BaseError, OSError, ValueError) as exc:
             raise self._error(key, exc) from exc
-        if into is not None:
-            into[: len(body)] = body
-            body = into[: len(body)]
-        if seen is not None:
-            seen(body)
-        return body
+        if size > limit:
+            raise self._too_large(key, size, limit)
+        total, floor = 0, Floor(self.limits)
+        while True:
+            try:
+                piece = next(pieces, None)
+                floor.require(total + len(piece or b""))
+            except (BaseError, OSError, ValueError) as exc:
+                raise self._error(key, exc) from exc
+            except Broken as exc:
+                raise self._broken(key, exc) from exc
+            if piece is None:
+                return total
+            if total + len(piece) > limit:
+                raise self._too_large(key, -1, limit)
+            total += _pass(memoryview(piece), window, total, seen)
+
+    def _too_large(self, key: str, size: int, limit: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.url}/{key}: object has {size if size >= 0 else 'more'} bytes, expected at most {limit}",
+            where={"key": key, "url": self.url, "size": size},
+        )
+
+    def _broken(self, key: str, exc: Broken) -> RemoteError:
+        what = str(exc)
+        hint = f"run again; check the line to {self.endpoint}"
+        if what.startswith(("cannot connect", "timed out", "connection closed before")):
+            hint = _hint(None, self.endpoint)
+        return RemoteError(f"{self.url}/{key}: {what}", hint=hint, where=self._where(key))
 
     def _where(self, key: str) -> dict[str, Any]:
         return {"key": key, "url": self.url, "endpoint": self.endpoint}
@@ -234,6 +202,18 @@ class ObjectSource:
         hint = _HINTS.get(code, "") or _hint(status or None, self.endpoint)
         at = self.url if code in _STORE_WIDE else f"{self.url}/{key}"
         return RemoteError(f"{at}: {said}", hint=hint, where=where)
+
+
+def _pass(piece: memoryview, window: memoryview, total: int, seen: Seen) -> int:
+    """The piece through the window, `total` bytes of the object having passed before; its bytes."""
+    at = 0
+    while at < len(piece):
+        start = (total + at) % len(window)
+        part = piece[at : at + len(window) - start]
+        window[start : start + len(part)] = part
+        seen(window[start : start + len(part)])
+        at += len(part)
+    return at
 
 
 def _client(

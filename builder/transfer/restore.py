@@ -1,8 +1,9 @@
 """A manifest to plain files: one writer per machine, resumable, verified, visible only when complete.
 
-Chunks are read in need order into a hidden folder beside the target (`.<name>.partial`), each checked before it is
-written and journaled after. At the end files and folders are synced, the marker is written, and one rename makes the
-model visible. A reader therefore sees no model or all of it, whatever happens to this process or this machine.
+Chunks are read in need order into a hidden folder beside the target (`.<name>.partial`): each piece is digested and written
+while it is in the processor's cache, and a chunk counts, in the journal, only once its digests are right. At the end files
+and folders are synced, the marker is written, and one rename makes the model visible. A reader therefore sees no model or
+all of it, whatever happens to this process or this machine.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ from builder.format.manifest import Chunk, File, Manifest
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, marker_digest, partial_dir
 from builder.transfer import checksum
 from builder.transfer.buffers import MEMORY_BYTES, Buffers
-from builder.transfer.checksum import Buffer
 from builder.transfer.claim import disk_errors, is_complete, locked, need_space, refuse_other, sync, write_synced
-from builder.transfer.disk import ALIGN_BYTES
 from builder.transfer.faults import Fault, chunk_fault, failure
-from builder.transfer.fetch import digest_chunk, fetch, reserve, write_chunk
+from builder.transfer.fetch import digest_chunk, fetch, reserve, writer
 from builder.transfer.flush import Flusher
 from builder.transfer.journal import Journal
 from builder.transfer.link import FIRST, MOST, Link
@@ -67,8 +66,8 @@ class Transfer:
     """How a restore reads.
 
     concurrency: requests at once; None: as many as make it faster (see `link`).  memory: bytes of chunk data in flight at
-    most, or one chunk.  sha256: also check each fetched chunk's sha256, which is what holds against someone who writes to
-    the store; None: unless the source is a folder.
+    most, or one window (see `buffers`).  sha256: also check each fetched chunk's sha256, which is what holds against someone
+    who writes to the store; None: unless the source is a folder.
     """
 
     concurrency: int | None = None
@@ -90,7 +89,7 @@ def restore(
 ) -> RestoreReport:
     """The model in `folder`, byte for byte, complete and on disk when this returns.
 
-    memory: bytes of chunk data in flight at most, or one chunk.  concurrency: requests at once; None: as many as make it
+    memory: bytes of chunk data in flight at most, or one window.  concurrency: requests at once; None: as many as make it
     faster (see `link`).
     on_chunk: called from worker threads as on_chunk(file, chunk) for each place of a chunk once it is verified and
     written (into the hidden folder).  sha256: also check each fetched chunk's sha256; None: unless the source is a folder.
@@ -149,9 +148,8 @@ class _Restore:
         if marker_digest(self.partial) == self.digest:  # stopped between its marker and its rename: all is on disk
             self.reused_bytes = self.manifest.size
             return self._show()
-        largest = max((chunk.size for _, chunk in self.manifest.chunks()), default=0)
-        self.buffers = Buffers(memory, largest + 2 * ALIGN_BYTES, most=concurrency or MOST)
-        self.link = Link(self.buffers.count, first=concurrency or FIRST, most=concurrency or MOST)
+        self.buffers = Buffers(memory, most=concurrency or MOST)
+        self.link = Link(first=concurrency or FIRST, most=self.buffers.count)
         self._prepare()
         journal = Journal(self.partial / JOURNAL, self.digest)
         try:
@@ -202,7 +200,7 @@ class _Restore:
             self.progress.advance(task, sum(chunk.size for _, chunk in self.places[sha256]))
 
         try:
-            each(self.manifest.order, one, workers=self.buffers.count, stop=self.stop)
+            each(self.manifest.order, one, workers=min(self.buffers.count, len(self.places)), stop=self.stop)
             if self.faults:
                 rest = " (the rest was not tried)" if self.stop.is_set() else ""
                 raise failure(
@@ -214,8 +212,8 @@ class _Restore:
     def _guarded(self, sha256: str, journal: Journal) -> None:
         """One chunk; its failure is noted and the others go on, unless the store as a whole seems to be gone."""
         try:
-            with self.link.chunk(), self.buffers.one() as into:
-                self._chunk(sha256, journal, into)
+            with self.link.chunk(), self.buffers.one() as window:
+                self._chunk(sha256, journal, window)
         except (IntegrityError, RemoteError) as exc:
             file, chunk = self.places[sha256][0]
             with self.lock:
@@ -225,16 +223,13 @@ class _Restore:
                     if not is_transient(exc) or self.remote_failures >= self.buffers.count:
                         self.stop.set()
 
-    def _chunk(self, sha256: str, journal: Journal, into: memoryview) -> None:
+    def _chunk(self, sha256: str, journal: Journal, window: memoryview) -> None:
         places = self.places[sha256]
-        if sha256 in journal.recorded and self._is_written(places, into):
+        if sha256 in journal.recorded and self._is_written(places, window):
             with self.lock:
                 self.reused_bytes += sum(chunk.size for _, chunk in places)
         else:
-            body = self._body(places, into)
-            for file, chunk in places:
-                write_chunk(self.partial / file.path, chunk, body)
-                self.flusher.wrote(self.partial / file.path, chunk.size)
+            self._fetch(places, window)
             journal.record(sha256)
         self.link.arrived(places[0][1].size)
         if self.on_chunk:
@@ -242,19 +237,20 @@ class _Restore:
                 self.on_chunk(file, chunk)
         self._note_first(sha256)
 
-    def _body(self, places: list[tuple[File, Chunk]], into: memoryview) -> Buffer:
-        parts = self.link.parts(places[0][1].size)
-        body, remote = fetch(self.manifest, places, self.source, into, sha256=self.sha256, parts=parts)
+    def _fetch(self, places: list[tuple[File, Chunk]], window: memoryview) -> None:
+        with writer(self.partial, places) as write:
+            remote = fetch(self.manifest, places, self.source, window, write, sha256=self.sha256)
+        for file, chunk in places:
+            self.flusher.wrote(self.partial / file.path, chunk.size)
         with self.lock:
             self.remote_failures = 0
             if remote:
-                self.fetched_bytes += len(body)
+                self.fetched_bytes += places[0][1].size
                 self.fetched_chunks += 1
-        return body
 
-    def _is_written(self, places: list[tuple[File, Chunk]], into: memoryview) -> bool:
+    def _is_written(self, places: list[tuple[File, Chunk]], window: memoryview) -> bool:
         return all(
-            digest_chunk(self.partial / file.path, chunk, into, sha256=False).crc64nvme == chunk.crc64nvme
+            digest_chunk(self.partial / file.path, chunk, window, sha256=False).crc64nvme == chunk.crc64nvme
             for file, chunk in places
         )
 

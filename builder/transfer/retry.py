@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from builder.errors import BuilderError, IntegrityError, RemoteError
 from builder.transfer.checksum import Digests
-from builder.transfer.source import Source, fill, list_keys
+from builder.transfer.source import Source, list_keys, stream
 
 if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
@@ -86,16 +86,35 @@ class RetryingSource:
 
         return self._retry(once)
 
-    def fill(
-        self, key: str, into: memoryview, *, check: Callable[[Digests], None], sha256: bool = True, parts: int = 1
+    def stream(
+        self,
+        key: str,
+        window: memoryview,
+        *,
+        limit: int,
+        check: Callable[[Digests], None],
+        sha256: bool = True,
+        write: Callable[[memoryview, int], None] | None = None,
     ) -> int | None:
-        """The object at the start of `into`, as source.fill. check(digests) raises IntegrityError on wrong bytes, which are
-        then read again.  sha256: whether the digests have it.
+        """The object in pieces through `window`, as source.stream. check(digests) raises IntegrityError on wrong bytes, which
+        are then read again.
+
+        sha256: whether the digests have it.  write(piece, offset): every piece as it comes, so before the check, and from
+        offset 0 on again with every try; none reaches beyond `limit`.
         """
 
         def once() -> int | None:
             digests = Digests(with_sha256=sha256)
-            size = fill(self.inner, key, into, seen=digests.update, parts=parts)
+
+            def seen(piece: memoryview) -> None:
+                at = digests.size
+                if at + len(piece) > limit:
+                    raise IntegrityError(f"{at + len(piece)} of {limit} bytes", where={"key": key})
+                digests.update(piece)
+                if write is not None:
+                    write(piece, at)
+
+            size = stream(self.inner, key, window, limit=limit, seen=seen)
             if size is not None:
                 check(digests)
             return size

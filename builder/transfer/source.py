@@ -1,7 +1,7 @@
 """Where objects come from: a folder, S3, GCS, Azure or HTTP, by one protocol.
 
-A chunk is one whole object, in one buffer that the caller owns and reuses. A large one may be fetched by several ranges at
-once when the link wants more requests than there are buffers (see `link`).
+A chunk is one whole object, asked for whole: servers differ in what they answer to a range, and no two requests can then
+disagree. It passes through a window that the caller owns and reuses, so a transfer needs no more memory than its windows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from builder.errors import CapabilityError, ConfigError, IntegrityError, RemoteError
-from builder.transfer.disk import fill_from_file, read_file
+from builder.transfer.disk import read_file, stream_file
 from builder.transfer.http import Limits, Seen
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
-__all__ = ["FolderSource", "Limits", "Source", "fill", "list_keys", "no_such_folder", "open_source", "public"]
+__all__ = ["FolderSource", "Limits", "Source", "list_keys", "no_such_folder", "open_source", "public", "stream"]
 
 
 class Source(Protocol):
@@ -42,23 +42,27 @@ class Source(Protocol):
         """
 
 
-def fill(source: Source, key: str, into: memoryview, *, seen: Seen, parts: int = 1) -> int | None:
-    """The whole object at the start of `into`: its bytes, or None if it is not there. Raises as Source.read.
+def stream(source: Source, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
+    """The whole object in pieces: its bytes, or None if it is not there. Raises as Source.read, and what `seen` raises.
 
-    seen(piece): every piece of it, in order, as it comes; after all of it where `parts` requests share the work.
-    A source that has no `fill` of its own is read, and the bytes are copied.
+    seen(piece): every piece of it, in order; its bytes are good until it returns.
+    window: the memory that the pieces pass through, from its start on and over again when it is full, so that an object no
+    larger than the window lies in it at the end.
+    A source that has no `stream` of its own is read, and the bytes are copied.
     """
-    own = getattr(source, "fill", None)
+    own = getattr(source, "stream", None)
     if own is not None:
-        size: int | None = own(key, into, seen=seen, parts=parts)
+        size: int | None = own(key, window, limit=limit, seen=seen)
         return size
-    body = source.read(key, limit=len(into))
+    body = source.read(key, limit=limit)
     if body is None:
         return None
-    seen(memoryview(body))
-    if len(body) <= len(into):  # a longer one is not what `seen` expects either
-        into[: len(body)] = body
-    return len(body)
+    view = memoryview(body)
+    for at in range(0, len(view), len(window)):
+        piece = window[: min(len(window), len(view) - at)]
+        piece[:] = view[at : at + len(piece)]
+        seen(piece)
+    return len(view)
 
 
 def open_source(
@@ -121,8 +125,8 @@ class FolderSource:
     def read(self, key: str, *, limit: int) -> Buffer | None:
         return self._open(key, lambda path: read_file(path, limit=limit))
 
-    def fill(self, key: str, into: memoryview, *, seen: Seen, parts: int = 1) -> int | None:
-        return self._open(key, lambda path: fill_from_file(path, into, seen))
+    def stream(self, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
+        return self._open(key, lambda path: stream_file(path, window, limit, seen))
 
     def keys(self, prefix: str) -> Iterable[str]:
         return (p.relative_to(self.folder).as_posix() for p in (self.folder / prefix).glob("**/*") if p.is_file())

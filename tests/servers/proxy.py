@@ -51,7 +51,6 @@ FAULTS = {
     "stall-request": "half of the request's body is read, then nothing for stall_s",
     "flip-request": "one bit of the request's body flipped on its way in",
     "silent": "the request is read; nothing for stall_s",
-    "late": "served, but only after stall_s",
     "cut": "half of the answer's body, then closed",
     "stall": "half of the answer's body, then nothing for stall_s",
     "short": "half of the answer's body, under a Content-Length of half",
@@ -60,7 +59,6 @@ FAULTS = {
     "flip": "one bit of the answer's body flipped",
     "swap": "other bytes of the same length",
     "strip": "the answer without checksum headers",
-    "whole": "the whole object with 200, whatever part of it was asked for",
     "sum": "the whole object's checksum with whatever part of it was asked for",
 }
 THROTTLES = ("error", "unavailable", "busy")
@@ -82,10 +80,6 @@ class Asked:
         """The session token, from the header or the query (a presigned request)."""
         lower = {k.lower(): v for k, v in self.headers.items()}
         return lower.get("x-amz-security-token", "") or self.query.get("X-Amz-Security-Token", [""])[0]
-
-    @property
-    def ranged(self) -> bool:
-        return any(name.lower() == "range" for name in self.headers)
 
 
 Plan = Callable[[Asked], str]
@@ -253,11 +247,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(self._length())
 
-    def _ask(self, body: bytes, without: str = "") -> _Answer:
+    def _ask(self, body: bytes) -> _Answer:
         """What the server says."""
         if self.owner.digests and self.command == "PUT" and (wrong := self._wrong_sums(body)):
             return _refusal(400, wrong)
-        connection = self._forward(body, without)
+        connection = self._forward(body)
         if len(body) < int(self.headers.get("Content-Length", 0)):  # the client died, or went away: so does its request
             connection.close()
             raise ConnectionAbortedError("the request ended early")
@@ -270,12 +264,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._keep_sums(answer)
         return self._shift_clock(answer) if self.owner.clock_off else answer
 
-    def _forward(self, body: bytes, without: str = "") -> http.client.HTTPConnection:
-        """The request, sent on. without: a header to leave out, which the signature must not cover."""
+    def _forward(self, body: bytes) -> http.client.HTTPConnection:
+        """The request, sent on."""
         connection = http.client.HTTPConnection(self.owner.upstream, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            if name.lower() not in HOP and name.lower() != without:
+            if name.lower() not in HOP:
                 connection.putheader(name, value)
         connection.endheaders()
         connection.send(body)
@@ -425,14 +419,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _silent(self) -> None:
         self._body()
         self._stop()
-
-    def _late(self) -> None:
-        body = self._body()
-        self.owner.closing.wait(self.owner.stall_s)
-        self._send(self._ask(body))
-
-    def _whole(self) -> None:
-        self._send(self._ask(self._body(), without="range"))
 
     def _cut(self) -> None:
         answer = self._ask(self._body())
