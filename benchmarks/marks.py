@@ -21,6 +21,7 @@ from builder.format.manifest import Chunk, File, Manifest, Tensor
 
 CHUNKS, FILES, TENSORS = 10_000, 40, 720  # about 160 GB at 16 MiB; tensors as of a 70B model
 MEMORY, CONNECTIONS = "256MiB", 16
+START = "start: the same command again, when nothing is left to do. share of it: of the whole time.\n"
 
 
 def again(here: Site, count: int) -> Iterator[str]:
@@ -131,7 +132,19 @@ def scale(work: Path, sizes: Sequence[int], count: int) -> Iterator[str]:
             rows += _costs(here, count)
             if size == largest:
                 memory = _peaks(here)
-    yield plain("cost by size, S3, disk, warm", ("work", "GB", "s/GB (min to max)", "CPU s/GB", "server CPU s/GB", "MiB"), rows)
+    cost = (
+        "work",
+        "GB",
+        "s/GB (min to max)",
+        "CPU s/GB",
+        "server CPU s/GB",
+        "MiB",
+        "start, s",
+        "beyond it, s/GB",
+        "share of it",
+    )
+    yield plain("cost by size, S3, disk, warm", cost, rows)
+    yield START
     head = ("work", "GB", "--memory", "--concurrency", "peak MiB", "over the budget, MiB")
     yield plain("memory", head, memory)
 
@@ -139,21 +152,33 @@ def scale(work: Path, sizes: Sequence[int], count: int) -> Iterator[str]:
 def _costs(here: Site, count: int) -> list[tuple[str, ...]]:
     tool = peers.builder()
     measure.run(measure.Command(*tool.push(here.model, here.place())))
-    found, failed = measure.rounds({"push": lambda: here.push(tool), "pull": lambda: here.pull(tool)}, count)
+    turns = {
+        "push": lambda: here.push(tool),
+        "push again": lambda: here.push_again(tool),
+        "pull": lambda: here.pull(tool),
+        "pull again": lambda: measure.run(measure.Command(*tool.pull(here.place(), here.out))),
+    }
+    found, failed = measure.rounds(turns, count)
     if failed:
         raise measure.Failed(str(failed))
-    gb = here.size / 1e9
-    return [
-        (
-            way,
-            f"{gb:.2f}",
-            f"{median(runs, _wall) / gb:.2f} ({min(map(_wall, runs)) / gb:.2f} to {max(map(_wall, runs)) / gb:.2f})",
-            f"{median(runs, lambda r: r.cpu) / gb:.2f}",
-            f"{median(runs, lambda r: r.server) / gb:.2f}",
-            f"{max(r.rss for r in runs) / 2**20:.0f}",
+    gb, rows = here.size / 1e9, []
+    for way in ("push", "pull"):
+        runs, start = found[way], median(found[f"{way} again"], _wall)
+        wall = median(runs, _wall)
+        rows.append(
+            (
+                way,
+                f"{gb:.2f}",
+                f"{wall / gb:.2f} ({min(map(_wall, runs)) / gb:.2f} to {max(map(_wall, runs)) / gb:.2f})",
+                f"{median(runs, lambda r: r.cpu) / gb:.2f}",
+                f"{median(runs, lambda r: r.server) / gb:.2f}",
+                f"{max(r.rss for r in runs) / 2**20:.0f}",
+                f"{start:.2f}",
+                f"{(wall - start) / gb:.2f}",
+                f"{start / wall:.1%}",
+            )
         )
-        for way, runs in found.items()
-    ]
+    return rows
 
 
 def _wall(run: Run) -> float:
