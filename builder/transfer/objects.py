@@ -70,9 +70,9 @@ class ObjectSource:
         return public(self._url)
 
     def read(self, key: str, *, limit: int) -> Buffer | None:
-        body = bytearray()
-        size = self.stream(key, memoryview(bytearray(min(limit, PIECE_BYTES))), limit=limit, seen=body.extend)
-        return None if size is None else body
+        body = memoryview(bytearray(max(1, limit)))  # the kernel gives a page of it when it is written
+        size = self.stream(key, body, limit=limit, seen=len)
+        return None if size is None else body[:size]
 
     def stream(self, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
         """As `source.stream`."""

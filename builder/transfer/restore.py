@@ -220,7 +220,7 @@ class _Restore:
                 self.faults.append((chunk_fault(file, chunk, exc.message), exc))
                 if isinstance(exc, RemoteError):
                     self.remote_failures += 1
-                    if not is_transient(exc) or self.remote_failures >= self.buffers.count:
+                    if not is_transient(exc) or self.remote_failures >= min(max(FIRST, self.link.limit), self.buffers.count):
                         self.stop.set()
 
     def _chunk(self, sha256: str, journal: Journal, window: memoryview) -> None:

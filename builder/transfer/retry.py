@@ -159,6 +159,8 @@ def call(
 
 
 def _pause(exc: RemoteError | IntegrityError, tries: int, policy: Policy, rng: Callable[[], float]) -> float:
+    if isinstance(exc, IntegrityError):  # it did answer: nothing that waiting would mend
+        return 0.0
     top = min(policy.cap_s, policy.base_s * 2.0 ** (tries - 1))
     if exc.where.get("status") not in THROTTLED:
         return top * rng()

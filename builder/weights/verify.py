@@ -13,9 +13,11 @@ from builder.errors import IntegrityError
 from builder.format.manifest import MAX_CHUNK_BYTES, Chunk, File, Manifest
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store
-from builder.transfer.checksum import crc64nvme_hex, file_crc64, sha256_hex
+from builder.transfer.buffers import WINDOW_BYTES, Buffers
+from builder.transfer.checksum import Digests, file_crc64
 from builder.transfer.faults import Fault, chunk_fault, failure
 from builder.transfer.manifests import read_manifest
+from builder.transfer.retry import Policy, retrying
 from builder.transfer.source import public
 from builder.units import count
 from builder.weights.work import each
@@ -119,7 +121,7 @@ def _check_all(
     store: Store, places: list[list[Place]], engine: Engine, remote: bool, progress: Progress
 ) -> tuple[int, list[Fault]]:
     """(chunks of which only the size is known, every fault in the order of need)."""
-    check: Check = _by_head(store) if remote else _by_reading(store)
+    check: Check = _by_head(store) if remote else _by_reading(store, engine.concurrency)
     task = progress.add("verify", sum(p[0][1].size for p in places))
     faults: dict[str, list[Fault]] = {}
     by_size = 0
@@ -134,29 +136,34 @@ def _check_all(
     return by_size, [fault for place in places for fault in faults.get(place[0][1].sha256, [])]
 
 
-def _by_reading(store: Store) -> Check:
+def _by_reading(store: Store, workers: int) -> Check:
+    """As pull reads, through one small window per worker; what is wrong is read again, to tell a bad object from a bad wire."""
+    source, windows = retrying(store.source(), Policy(body_tries=2)), Buffers(workers * WINDOW_BYTES, most=workers)
+
     def check(chunk: Chunk) -> tuple[str, str] | str:
-        wrong = compare(store, chunk)
-        # A second look tells a bad object from a bad wire.
-        return compare(store, chunk) or "digest" if wrong else "digest"
+        def right(digests: Digests) -> None:
+            if wrong := _differs(chunk, digests):
+                raise IntegrityError(wrong[1], where={"expected": wrong[0]})
+
+        try:
+            with windows.one() as window:
+                size = source.stream(chunk.key, window, limit=min(chunk.size, MAX_CHUNK_BYTES), check=right)
+        except IntegrityError as exc:
+            found = f"{exc.where['size']} bytes" if "size" in exc.where else exc.message
+            return exc.where.get("expected", f"{chunk.size} bytes"), found
+        return (f"{chunk.size} bytes", "no object") if size is None else "digest"
 
     return check
 
 
-def compare(store: Store, chunk: Chunk) -> tuple[str, str] | None:
-    """(expected, found) of the first thing that is wrong with the stored object, or None."""
-    try:
-        body = store.get(chunk.key, min(chunk.size, MAX_CHUNK_BYTES))
-    except IntegrityError as exc:
-        return f"{chunk.size} bytes", f"{exc.where['size']} bytes" if "size" in exc.where else exc.message
-    if body is None:
-        return f"{chunk.size} bytes", "no object"
-    if len(body) != chunk.size:
-        return f"{chunk.size} bytes", f"{len(body)} bytes"
-    if (found := sha256_hex(body)) != chunk.sha256:
-        return f"sha256 {chunk.sha256}", f"sha256 {found}"
-    if (crc := crc64nvme_hex(body)) != chunk.crc64nvme:
-        return f"crc64nvme {chunk.crc64nvme}", f"crc64nvme {crc}"
+def _differs(chunk: Chunk, found: Digests) -> tuple[str, str] | None:
+    """(expected, found) of the first thing that is wrong, or None."""
+    if found.size != chunk.size:
+        return f"{chunk.size} bytes", f"{found.size} bytes"
+    if found.sha256 != chunk.sha256:
+        return f"sha256 {chunk.sha256}", f"sha256 {found.sha256}"
+    if found.crc64nvme != chunk.crc64nvme:
+        return f"crc64nvme {chunk.crc64nvme}", f"crc64nvme {found.crc64nvme}"
     return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,18 +109,27 @@ def test_the_repair_command_names_ref_store_endpoint_and_hub(store: Watched, pus
     )
 
 
+class Wire:
+    """The store's folder as a source, with `seen` between it and its reader."""
+
+    def __init__(self, store: Watched, seen: Callable[[str, Buffer], Buffer]) -> None:
+        self.url, self._store, self._seen = store.url, store, seen
+
+    def read(self, key: str, *, limit: int) -> Buffer | None:
+        body = self._store.get(key, limit)
+        return None if body is None else self._seen(key, body)
+
+
 def test_many_chunks_that_cannot_be_read_are_one_line(store: Watched, pushed: PushReport) -> None:
     together = threading.Barrier(2, timeout=5)
 
-    def get(key: str, limit: int) -> Buffer | None:
-        if key.startswith("chunks/"):
-            with contextlib.suppress(threading.BrokenBarrierError):
-                together.wait()
-            raise RemoteError(f"{key}: timeout")
-        return Watched.get(store, key, limit)
+    def refuse(key: str, body: Buffer) -> Buffer:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait()
+        raise RemoteError(f"{key}: 403", where={"status": 403})
 
-    store.get = get  # type: ignore[method-assign]
-    with pytest.raises(RemoteError, match=r"\Achunks/\S+: timeout \(and \d+ more chunks?\)\Z"):
+    store.source = lambda: Wire(store, refuse)  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(RemoteError, match=r"\Achunks/\S+: 403 \(and \d+ more chunks?\)\Z"):
         check(store)
 
 
@@ -148,27 +158,23 @@ def test_by_head_the_stores_own_digests_are_compared(store: Watched, pushed: Pus
 
 
 def test_a_wire_that_errs_once_is_not_a_bad_object(store: Watched, pushed: PushReport) -> None:
-    plain, seen = store.get, set()
+    asked: list[str] = []
 
-    def get(key: str, limit: int) -> Buffer | None:
-        body = plain(key, limit)
-        if body and key.startswith("chunks/") and key not in seen:
-            seen.add(key)
-            return bytes(len(body))
-        return body
+    def zeros_at_first(key: str, body: Buffer) -> Buffer:
+        asked.append(key)
+        return bytes(len(body)) if asked.count(key) == 1 else body
 
-    store.get = get  # type: ignore[method-assign]
+    store.source = lambda: Wire(store, zeros_at_first)  # type: ignore[assignment,method-assign,return-value]
     assert check(store).ok
+    assert len(asked) == 2 * pushed.chunks
 
 
 def test_a_store_that_cannot_be_read_is_not_a_bad_store(store: Watched, pushed: PushReport) -> None:
-    def get(key: str, limit: int) -> Buffer | None:
-        if key.startswith("chunks/"):
-            raise RemoteError(f"{key}: timeout")
-        return Watched.get(store, key, limit)
+    def refuse(key: str, body: Buffer) -> Buffer:
+        raise RemoteError(f"{key}: 403", where={"status": 403})
 
-    store.get = get  # type: ignore[method-assign]
-    with pytest.raises(RemoteError, match="timeout"):
+    store.source = lambda: Wire(store, refuse)  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(RemoteError, match="403"):
         check(store)
 
 
