@@ -47,6 +47,7 @@ unit: setup system ## unit tests only
 test: setup system ## all tests, with a real engine, S3 server, loop disks and containerd
 	@scripts/engine || test -z "$(findstring docker,$(BUILDER_REQUIRE))"
 	@if docker version >/dev/null 2>&1; then scripts/base-image; fi
+	@scripts/test-servers $(VENV)
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks
 	@$(BIN)/pytest -q --durations=15 tests/integration tests/e2e
 

@@ -71,7 +71,7 @@ def _launch(loaded: Loaded, ref: str | None, models_root: Path | None) -> Launch
 
     weights = loaded.spec.weights
     wanted = ref or str(lock.section(loaded.lock_path, "weights").get("manifest") or "") or loaded.spec.name
-    source = open_store(loaded.store_url, endpoint_url=weights.endpoint_url, region=weights.region).source()
+    source = open_store(loaded.store_url, endpoint_url=weights.endpoint_url, region=weights.region, read_only=True).source()
     manifest = read_manifest(source, wanted)
     name, digest = manifest.name, manifest.digest
     return launch.of(loaded.spec, name=name, manifest=digest, store=loaded.store_url, environ=os.environ, models=models_root)

@@ -10,8 +10,6 @@ from builder.errors import IntegrityError
 from builder.transfer.checksum import Buffer
 from builder.transfer.source import Source
 
-PIECE_BYTES = 4 << 20
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -48,11 +46,6 @@ class Store(Protocol):
 
     def get(self, key: str, limit: int) -> Buffer | None:
         """The object, or None where there is none. Raises IntegrityError if it is larger than limit bytes."""
-
-    def pieces(self, key: str) -> Iterator[Buffer] | None:
-        """The object from its start to its end, in pieces of at most PIECE_BYTES, for one that memory cannot hold; None
-        where there is none. Raises RemoteError where it breaks off: nothing is read again.
-        """
 
     def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         """Add an object, whole or not at all. One that is there stays; of another size: IntegrityError.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
-from builder.stores.base import PIECE_BYTES, Entry, Stored, other_size, too_large
+from builder.stores.base import Entry, Stored, other_size, too_large
 from builder.transfer.checksum import Buffer
 from builder.transfer.disk import read_into
 from builder.transfer.source import FolderSource, Source, no_such_folder
@@ -67,15 +67,6 @@ class DirectoryStore:
                 return body
             finally:
                 os.close(fd)
-
-    def pieces(self, key: str) -> Iterator[Buffer] | None:
-        path = self._path(key)
-        with _faults(path):
-            try:
-                file = path.open("rb", buffering=0)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        return _read_on(file, path)
 
     def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         found = None if absent else self.size(key)
@@ -178,12 +169,6 @@ def _place(part: Path, target: Path, *, keep: bool) -> None:
                 raise
             # a file system without hard links (FAT, some FUSE): the rename is atomic too, and the bytes are the same
     part.rename(target)
-
-
-def _read_on(file: BinaryIO, path: Path) -> Iterator[Buffer]:
-    with file, _faults(path):
-        while piece := file.read(PIECE_BYTES):
-            yield piece
 
 
 def _write_all(fd: int, data: Buffer) -> None:

@@ -24,9 +24,6 @@ class NullStore:
     def get(self, key: str, limit: int) -> Buffer | None:
         return None
 
-    def pieces(self, key: str) -> Iterator[Buffer] | None:
-        return None
-
     def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         """Forgotten."""
 

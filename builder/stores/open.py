@@ -13,10 +13,11 @@ from builder.transfer.source import public
 _ONE_SLASH = re.compile(r"(?!file:)([a-z][a-z0-9+.-]*):/(?!/)", re.IGNORECASE)
 
 
-def open_store(url: str, *, endpoint_url: str | None = None, region: str | None = None) -> Store:
+def open_store(url: str, *, endpoint_url: str | None = None, region: str | None = None, read_only: bool = False) -> Store:
     """The store at `url`: a folder, s3://bucket/prefix, or null: (keeps nothing). Nothing is contacted or made yet.
 
-    Raises ConfigError for an empty URL, user info in it, or a scheme that is unknown or mistyped.
+    read_only: also gs://, az:// and http(s)://, which refuse to be written.
+    Raises ConfigError for an empty URL, user info in it, or a scheme that is unknown, mistyped or not for writing.
     """
     refuse_typos(url)
     if url.startswith("s3://"):
@@ -28,7 +29,12 @@ def open_store(url: str, *, endpoint_url: str | None = None, region: str | None 
 
         return NullStore()
     if "://" in url and not url.startswith("file://"):
-        raise ConfigError(f"{public(url)}: chunks cannot be written there", hint="use a folder or s3://bucket/prefix")
+        from builder.stores.readonly import ReadStore, not_writable
+        from builder.transfer.objects import open_objects
+
+        if not read_only:
+            raise not_writable(public(url))
+        return ReadStore(open_objects(url, endpoint_url=endpoint_url, region=region))
     from builder.stores.directory import DirectoryStore
 
     return DirectoryStore(Path(re.sub(r"\Afile:(//(?=/))?", "", url.removeprefix("file://"))).expanduser())

@@ -37,7 +37,7 @@ from botocore.exceptions import (
 )
 
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
-from builder.stores.base import PIECE_BYTES, Entry, Stored, other_size, too_large
+from builder.stores.base import Entry, Stored, other_size, too_large
 from builder.transfer.checksum import Buffer
 from builder.transfer.source import Source, open_source, public
 
@@ -141,11 +141,6 @@ class S3Store:
             time.sleep(random.random() * BODY_PAUSE_S * 2**tries)
         raise AssertionError("no try was made")
 
-    def pieces(self, key: str) -> Iterator[Buffer] | None:
-        with self._faults(key):
-            answer = self._open(key)
-        return None if answer is None else self._read_on(key, answer["Body"])
-
     def put(self, key: str, data: Buffer, *, sha256: str, crc64nvme: str, absent: bool = False) -> None:
         found = None if absent else self.size(key)
         if found is None:
@@ -214,10 +209,6 @@ class S3Store:
             if _code(exc) in _ABSENT:
                 return None
             raise
-
-    def _read_on(self, key: str, body: Any) -> Iterator[Buffer]:
-        with self._faults(key), contextlib.closing(body):
-            yield from body.iter_chunks(PIECE_BYTES)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -23,19 +23,25 @@ def resolve(source: Source, ref: str = "") -> str:
     source = first_request(source)
     ref = ref or _only_name(source)
     key = ref_key(ref)
-    body = source.read(key, limit=REF_BYTES)
+
+    def check(body: Buffer) -> None:  # read again: it may have been the wire
+        if not is_digest(_text(body)):
+            raise IntegrityError(
+                f"{source.url}/{key}: expected sha256:<64 hex digits>, found {_text(body)[:80]!r}",
+                hint="push the model again",
+                where={"key": key, "url": source.url},
+            )
+
+    body = source.read(key, limit=REF_BYTES, check=check)
     if body is None:
         raise IntegrityError(
             f"{source.url}: no model {ref!r} ({key} is not there)", hint=_known(source), where={"key": key, "url": source.url}
         )
-    digest = bytes(body).decode("ascii", "replace").strip()
-    if not is_digest(digest):
-        raise IntegrityError(
-            f"{source.url}/{key}: expected sha256:<64 hex digits>, found {digest[:80]!r}",
-            hint="push the model again",
-            where={"key": key, "url": source.url},
-        )
-    return digest
+    return _text(body)
+
+
+def _text(body: Buffer) -> str:
+    return bytes(body).decode("ascii", "replace").strip()
 
 
 def read_manifest(source: Source, ref: str = "") -> Manifest:

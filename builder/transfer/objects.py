@@ -7,6 +7,7 @@ refused for want of a header that obstore would add (requester pays), obstore tr
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from builder.transfer.source import public
 if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
 
+SCHEMES = ("s3", "gs", "az", "http", "https")
 SIGNED_S = 600  # a signed URL is used at once; the rest is for clocks that differ
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
@@ -46,6 +48,22 @@ _STORE_WIDE = frozenset({"NoSuchBucket", "SignatureDoesNotMatch", "InvalidAccess
 _PROVIDERS = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}  # where no endpoint is given
 
 
+def open_objects(
+    url: str,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    credentials: Callable[[], Any] | None = None,
+    limits: Limits | None = None,
+) -> ObjectSource:
+    """As `source.open_source`, for anything but a folder."""
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{s}://" for s in SCHEMES)
+        raise ConfigError(f"{public(url)}: unknown scheme {scheme}://; expected a folder or {known}")
+    return ObjectSource(url, endpoint_url=endpoint_url, region=region, credentials=credentials, limits=limits or Limits())
+
+
 class ObjectSource:
     """A store of objects. Thread-safe: one client, one connection per request in flight."""
 
@@ -67,7 +85,7 @@ class ObjectSource:
 
     @property
     def url(self) -> str:
-        return public(self._url)
+        return public(self._url).rstrip("/")
 
     def read(self, key: str, *, limit: int) -> Buffer | None:
         body = memoryview(bytearray(max(1, limit)))  # the kernel gives a page of it when it is written
@@ -90,15 +108,34 @@ class ObjectSource:
 
     def keys(self, prefix: str) -> Iterable[str] | None:
         """Sorted keys below `prefix`, or None where the server cannot list (plain HTTP)."""
+        found = self.entries(prefix)
+        return None if found is None else [key for key, _, _ in found]
+
+    def entries(self, prefix: str) -> list[tuple[str, int, float]] | None:
+        """(key, bytes, time of the last write in epoch seconds) of every object below `prefix` (a folder), as `keys`."""
         import obstore
         from obstore.exceptions import BaseError
 
         if self._scheme in ("http", "https"):
             return None
         try:
-            return [entry["path"] for batch in obstore.list(self._store, prefix.rstrip("/")) for entry in batch]
+            listed = [entry for batch in obstore.list(self._store, prefix.rstrip("/")) for entry in batch]
         except (BaseError, OSError, ValueError) as exc:
             raise self._error(prefix, exc) from exc
+        return sorted((entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in listed)
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, or None if it is not there; no byte of it is read."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            size: int = obstore.head(self._store, key)["size"]
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError, ValueError) as exc:
+            raise self._error(key, exc) from exc
+        return size
 
     def _second_opinion(self, key: str, window: memoryview, limit: int, seen: Seen, refusal: RemoteError) -> int | None:
         """obstore's own request, with headers that a signed URL does not carry. Only where it succeeds is it asked on."""
@@ -238,12 +275,23 @@ def _client(
     }
     if credentials is not None:
         options["credential_provider"] = credentials
-    if url.startswith("s3://"):
-        if endpoint_url:
-            options |= {"endpoint": endpoint_url.rstrip("/"), "virtual_hosted_style_request": False}
-        if region:
-            options["region"] = region
+    if url.startswith("s3://") and region:
+        options["region"] = region
+    if endpoint_url:
+        options |= _at(url.partition("://")[0], endpoint_url.rstrip("/"))
     return from_url(url, **options)
+
+
+def _at(scheme: str, endpoint: str) -> dict[str, Any]:
+    """obstore's options for a server other than the provider's."""
+    if scheme == "s3":
+        return {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    if scheme == "az":
+        return {"endpoint": endpoint}
+    if scheme == "gs":  # which has no option for it but this key: a server so named is asked without credentials
+        key = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        return {"service_account_key": json.dumps(key)}
+    return {}
 
 
 def _first_line(exc: Exception) -> str:

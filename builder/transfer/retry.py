@@ -121,6 +121,10 @@ class RetryingSource:
 
         return self._retry(once)
 
+    def call(self, once: Callable[[], _T]) -> _T:
+        """What `once`, a request of the inner source, returns; asked again as the others."""
+        return self._retry(once)
+
     def _retry(self, once: Callable[[], _T]) -> _T:
         def told() -> _T:
             try:

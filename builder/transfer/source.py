@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from builder.transfer.checksum import Buffer
 
 _T = TypeVar("_T")
-SCHEMES = ("s3", "gs", "az", "http", "https")
 __all__ = ["FolderSource", "Limits", "Source", "list_keys", "no_such_folder", "open_source", "public", "stream"]
 
 
@@ -81,15 +80,11 @@ def open_source(
     """
     if not url:
         raise ConfigError("the store's URL is empty", hint="use a folder or s3://bucket/prefix")
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme in ("", "file"):
+    if "://" not in url or url.startswith("file://"):
         return FolderSource(Path(url.removeprefix("file://")))
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{s}://" for s in SCHEMES)
-        raise ConfigError(f"{public(url)}: unknown scheme {scheme}://; expected a folder or {known}")
-    from builder.transfer.objects import ObjectSource
+    from builder.transfer.objects import open_objects
 
-    return ObjectSource(url, endpoint_url=endpoint_url, region=region, credentials=credentials, limits=limits or Limits())
+    return open_objects(url, endpoint_url=endpoint_url, region=region, credentials=credentials, limits=limits)
 
 
 def list_keys(source: Source, prefix: str) -> list[str] | None:

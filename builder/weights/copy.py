@@ -19,6 +19,7 @@ from builder.errors import BuilderError, CapabilityError, ConfigError, Integrity
 from builder.format.manifest import Chunk, File, Manifest, is_digest, manifest_key
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store, other_size
+from builder.stores.readonly import ReadStore
 from builder.transfer.checksum import Buffer, crc64nvme_hex, sha256_hex
 from builder.transfer.faults import Fault, chunk_fault, failure
 from builder.transfer.manifests import read_manifest, resolve
@@ -141,6 +142,8 @@ def _require_free(to: Store, names: tuple[str, ...], digest: str, force: bool) -
 
 def _guard(held: ExitStack, store: Store, progress: Progress) -> bool:
     """Hold off a gc of the first store. One that may only be read is copied all the same: each chunk is checked."""
+    if isinstance(store, ReadStore):
+        return False
     try:
         held.enter_context(hold(store, "push", progress=progress))
     except CapabilityError:

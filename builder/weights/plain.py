@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.engines.base import Engine
-from builder.errors import IntegrityError, RemoteError
+from builder.errors import IntegrityError
 from builder.format.manifest import File, Manifest, is_digest
 from builder.models.source import ModelFile, ModelSnapshot, Stream
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store, Stored
-from builder.transfer.checksum import Digests, crc64nvme_hex, sha256_hex
+from builder.transfer.checksum import crc64nvme_hex, sha256_hex
 from builder.transfer.faults import Fault, failure
 from builder.transfer.manifests import REF_BYTES, read_manifest
 from builder.units import count
+from builder.weights.audit import Audit
 from builder.weights.work import each
-
-READS = 3  # of a file whose connection breaks
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,8 @@ def verify_plain(
     faults = _marked(store, manifest)
     how = {"digest": 0, "read": 0, "size": 0}
     task = progress.add(f"verify {prefix}", manifest.size)
-    for file, result in each(engine, lambda file: _check(store, prefix + file.path, file, remote), manifest.files):
+    audit = None if remote else Audit(store, engine.concurrency)
+    for file, result in each(engine, lambda file: _check(store, audit, prefix + file.path, file), manifest.files):
         if isinstance(result, Fault):
             faults.append(result)
         else:
@@ -177,25 +177,11 @@ def _differs(expected: File, found: Stored) -> tuple[str, str] | None:
     return None
 
 
-def _check(store: Store, key: str, file: File, remote: bool) -> Fault | str:
-    """What is wrong with the file, or how it was found right: "digest", "read" or "size"."""
+def _check(store: Store, audit: Audit | None, key: str, file: File) -> Fault | str:
+    """What is wrong with the file, or how it was found right: "digest", "read" or "size". audit: None to read nothing."""
     found = store.stat(key)
     wrong = (f"{file.size} bytes", "no object") if found is None else _differs(file, found)
-    how = "digest" if found and (found.sha256 or found.crc64nvme) else "size" if remote else "read"
-    if wrong is None and how == "read":
-        wrong = _differs(file, _read(store, key)) and _differs(file, _read(store, key))  # twice: not the wire, the object
+    how = "digest" if found and (found.sha256 or found.crc64nvme) else "read" if audit else "size"
+    if wrong is None and how == "read" and audit:
+        wrong = audit.wrong(key, file.size, lambda read: _differs(file, Stored(read.size, read.sha256, read.crc64nvme)))
     return Fault(key, file.path, (), 0, file.size, *wrong) if wrong else how
-
-
-def _read(store: Store, key: str) -> Stored:
-    """The file's own size and digests, by reading all of it in bounded memory."""
-    for left in reversed(range(READS)):
-        digests = Digests()
-        try:
-            for piece in store.pieces(key) or ():
-                digests.update(piece)
-            break
-        except RemoteError:
-            if not left:
-                raise
-    return Stored(digests.size, digests.sha256, digests.crc64nvme)

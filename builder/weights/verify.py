@@ -10,16 +10,15 @@ from typing import Any
 
 from builder.engines.base import Engine
 from builder.errors import IntegrityError
-from builder.format.manifest import MAX_CHUNK_BYTES, Chunk, File, Manifest
+from builder.format.manifest import Chunk, File, Manifest
 from builder.progress import NoProgress, Progress
 from builder.stores.base import Reader, Store
-from builder.transfer.buffers import WINDOW_BYTES, Buffers
 from builder.transfer.checksum import Digests, file_crc64
 from builder.transfer.faults import Fault, chunk_fault, failure
 from builder.transfer.manifests import read_manifest
-from builder.transfer.retry import Policy, retrying
 from builder.transfer.source import public
 from builder.units import count
+from builder.weights.audit import Audit, Wrong
 from builder.weights.work import each
 
 Place = tuple[File, Chunk]
@@ -137,27 +136,15 @@ def _check_all(
 
 
 def _by_reading(store: Store, workers: int) -> Check:
-    """As pull reads, through one small window per worker; what is wrong is read again, to tell a bad object from a bad wire."""
-    source, windows = retrying(store.source(), Policy(body_tries=2)), Buffers(workers * WINDOW_BYTES, most=workers)
+    audit = Audit(store, workers)
 
     def check(chunk: Chunk) -> tuple[str, str] | str:
-        def right(digests: Digests) -> None:
-            if wrong := _differs(chunk, digests):
-                raise IntegrityError(wrong[1], where={"expected": wrong[0]})
-
-        try:
-            with windows.one() as window:
-                size = source.stream(chunk.key, window, limit=min(chunk.size, MAX_CHUNK_BYTES), check=right)
-        except IntegrityError as exc:
-            found = f"{exc.where['size']} bytes" if "size" in exc.where else exc.message
-            return exc.where.get("expected", f"{chunk.size} bytes"), found
-        return (f"{chunk.size} bytes", "no object") if size is None else "digest"
+        return audit.wrong(chunk.key, chunk.size, lambda found: _differs(chunk, found)) or "digest"
 
     return check
 
 
-def _differs(chunk: Chunk, found: Digests) -> tuple[str, str] | None:
-    """(expected, found) of the first thing that is wrong, or None."""
+def _differs(chunk: Chunk, found: Digests) -> Wrong:
     if found.size != chunk.size:
         return f"{chunk.size} bytes", f"{found.size} bytes"
     if found.sha256 != chunk.sha256:

@@ -35,7 +35,7 @@ def command(
     from builder.stores.open import open_store
 
     report = pipeline.copy_weights(
-        inputs.store(),
+        inputs.store(read_only=True),
         inputs.ref(ref),
         open_store(to_store, endpoint_url=to_endpoint_url, region=to_region),
         inputs.engine(),

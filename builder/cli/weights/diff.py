@@ -54,8 +54,12 @@ def command(
             raise ConfigError("--from SOURCE takes the place of AFTER", hint="leave AFTER and --other-store out")
         report = _with_source(inputs, before, source, chunk_size, revision, include, exclude)
     elif before and after:
-        other = open_store(other_store, endpoint_url=other_endpoint_url, region=other_region) if other_store else None
-        report = pipeline.compare_weights(inputs.store(), before, after, other=other)
+        other = (
+            open_store(other_store, endpoint_url=other_endpoint_url, region=other_region, read_only=True)
+            if other_store
+            else None
+        )
+        report = pipeline.compare_weights(inputs.store(read_only=True), before, after, other=other)
     else:
         raise ConfigError("two versions are compared", hint="give BEFORE and AFTER, or --from SOURCE")
     shown = SHOWN if not inputs.session.verbose else SHOWN + len(report.files) + len(report.tensors)

@@ -67,11 +67,12 @@ class Inputs:
     def workers(self) -> int:
         return self.concurrency or CONCURRENCY
 
-    def store(self) -> Store:
+    def store(self, *, read_only: bool = False) -> Store:
+        """read_only: for a command that writes nothing, also one that cannot be written."""
         from builder.stores.open import open_store
 
         url, endpoint, region = self._address()
-        return open_store(url, endpoint_url=endpoint, region=region)
+        return open_store(url, endpoint_url=endpoint, region=region, read_only=read_only)
 
     def source(self) -> Source:
         """The store, for reading alone. Where the environment says all there is to say, boto3 is not asked: it takes a
@@ -81,7 +82,7 @@ class Inputs:
         told = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(os.environ) and not os.environ.get("AWS_PROFILE")
         config = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
         if not url.startswith("s3://") or not told or config.is_file():
-            return self.store().source()
+            return self.store(read_only=True).source()
         from builder.stores.open import refuse_typos
         from builder.transfer.source import open_source
 

@@ -24,10 +24,10 @@ def command(inputs: Inputs, ref: str | None) -> None:
     from builder.weights import listing
 
     if ref:
-        found = listing.describe(inputs.store(), ref)
+        found = listing.describe(inputs.store(read_only=True), ref)
         inputs.session.show(found.to_json(), _described(found))
         return
-    entries = list(listing.ls(inputs.store()))
+    entries = list(listing.ls(inputs.store(read_only=True)))
     inputs.session.show({"models": [e.to_json() for e in entries]}, _listed(entries))
 
 

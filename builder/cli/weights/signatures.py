@@ -42,7 +42,7 @@ def signed_ref(inputs: Inputs, ref: str, trusted: tuple[str, ...]) -> str:
         return ref
     from builder import pipeline
 
-    found = pipeline.require_signature(inputs.store(), ref, [_public_key(key) for key in trusted])
+    found = pipeline.require_signature(inputs.store(read_only=True), ref, [_public_key(key) for key in trusted])
     inputs.session.say(f"{found.digest}: signed by key {found.key[:16]}")
     return found.digest
 

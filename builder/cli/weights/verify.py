@@ -36,9 +36,12 @@ def command(
 
     progress, wanted = inputs.session.progress, signed_ref(inputs, inputs.ref(ref), trusted)
     if plain:
-        _show_plain(inputs, pipeline.check_plain(inputs.store(), wanted, inputs.engine(), remote=remote, progress=progress))
+        _show_plain(
+            inputs,
+            pipeline.check_plain(inputs.store(read_only=True), wanted, inputs.engine(), remote=remote, progress=progress),
+        )
         return
-    report = pipeline.check_weights(inputs.store(), wanted, inputs.engine(), remote=remote, progress=progress)
+    report = pipeline.check_weights(inputs.store(read_only=True), wanted, inputs.engine(), remote=remote, progress=progress)
     if not report.ok:
         raise report.error()
     how = "every byte read" if not remote else "sizes" if not report.by_digest else "the store's own digests"

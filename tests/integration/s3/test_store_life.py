@@ -124,15 +124,6 @@ def test_entries_tell_the_time_of_the_last_write(place: Place) -> None:
     assert list(store.keys("refs/")) == [("refs/a", 1)]
 
 
-def test_pieces_are_the_object(place: Place) -> None:
-    store, body = place.store, os.urandom(9 << 20)
-    assert store.pieces("none") is None
-    store.put("big", body, sha256=hashlib.sha256(body).hexdigest(), crc64nvme="")
-    pieces = list(store.pieces("big") or ())
-    assert b"".join(bytes(p) for p in pieces) == body
-    assert max(map(len, pieces)) <= 4 << 20
-
-
 def test_leases_exclude_each_other(place: Place) -> None:
     store = place.store
     fast = Timing(poll_s=0.05)

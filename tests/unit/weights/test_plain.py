@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,24 @@ from builder.errors import IntegrityError, RemoteError
 from builder.stores.base import Stored
 from builder.stores.directory import DirectoryStore
 from builder.transfer.checksum import Buffer, Digests
-from builder.weights.plain import READS, PlainReport, verify_plain
+from builder.transfer.retry import Policy, retrying
+from builder.transfer.source import Source
+from builder.weights.plain import PlainReport, verify_plain
 from tests.models import safetensors_model
 from tests.unit.weights.build import ENGINE, push
 
 SHARD = "model-00001-of-00002.safetensors"
+
+
+class Noting:
+    """A source that writes down what is read."""
+
+    def __init__(self, store: Telling) -> None:
+        self.url, self.store = store.url, store
+
+    def read(self, key: str, *, limit: int) -> Buffer | None:
+        self.store.read.append(key)
+        return self.store.get(key, limit)
 
 
 class Telling(DirectoryStore):
@@ -35,9 +47,8 @@ class Telling(DirectoryStore):
         digests.update((self.root / key).read_bytes())
         return Stored(digests.size, "", digests.crc64nvme)
 
-    def pieces(self, key: str) -> Iterator[Buffer] | None:
-        self.read.append(key)
-        return super().pieces(key)
+    def source(self) -> Source:
+        return Noting(self)
 
     def upload(self, key: str, *args: object) -> None:
         self.sent.append(key)
@@ -149,19 +160,19 @@ def test_a_store_that_received_other_bytes(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_connection_that_breaks_is_begun_again(tmp_path: Path, model: Path) -> None:
-    class Breaking(DirectoryStore):
-        left = READS - 1
-
-        def pieces(self, key: str) -> Iterator[Buffer] | None:
-            if key.endswith(SHARD) and self.left:
-                self.left -= 1
-                yield b"half"
-                raise RemoteError("connection reset")
-            yield from super().pieces(key) or ()
-
-    store = Breaking(tmp_path / "store")
+    store = DirectoryStore(tmp_path / "store")
     push(model, store, plain=True)
+    asked = []
+
+    class Breaking:
+        url = store.url
+
+        def read(self, key: str, *, limit: int) -> Buffer | None:
+            asked.append(key)
+            if key.endswith(SHARD) and asked.count(key) < 3:
+                raise RemoteError("connection reset")
+            return store.get(key, limit)
+
+    store.source = lambda: retrying(Breaking(), Policy(tries=3, body_tries=2, base_s=0.001))  # type: ignore[assignment,method-assign]
     assert check(store).ok
-    store.left = READS
-    with pytest.raises(RemoteError, match="connection reset"):
-        check(store)
+    assert asked.count(f"plain/m/{SHARD}") == 3
