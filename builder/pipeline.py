@@ -255,9 +255,11 @@ def build_image(
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
     oci: a new or empty folder for the same image as an OCI layout, for a bake.
     """
-    from builder.image import context, engine, inspect, machine
+    from builder.image import context, engine, inspect, lint, machine
 
     image, lock = loaded.spec.image, loaded.folder / context.LOCK
+    faults = lint.lint(render_image(loaded, manifest), path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs)
+    lint.require_clean(faults)
     name = tag or f"{image.repository}:{image.tag}"
     with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
         archive = Path(private) / "image.tar"

@@ -1,4 +1,5 @@
-"""Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec.
+"""Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec,
+docs/lint.md from the rules.
 
 `python scripts/docs.py --check` fails if a page is stale; a unit test calls it.
 """
@@ -15,7 +16,21 @@ import click
 
 from builder.cli.group import COMMANDS, group
 from builder.config import schema
+from builder.image.lint import RULES
 
+LINT = """# Lint
+
+The rules are written by `make docs` from the code. `builder lint PATH...` reads Dockerfiles, folders of them, or standard input
+(`-`); without a path, what builder.yaml renders, as `builder build` does before each build. An error ends it with exit code 2,
+a warning only with `--strict`. `--sarif FILE` writes the findings for code scanning; `--format json` prints them.
+
+```
+builder lint docker/ --gpu 9.0 --sarif lint.sarif
+# builder lint ignore=root-user      a comment above an instruction, with the reason after it on a line of its own
+```
+
+They are what [hadolint](https://github.com/hadolint/hadolint) does not know about CUDA; run both.
+"""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,6 +61,11 @@ def _section(command: click.Command, path: str, level: int) -> list[str]:
 
 def _help(command: click.Command, path: str) -> str:
     return command.get_help(click.Context(command, info_name=path, max_content_width=110, terminal_width=110)).rstrip()
+
+
+def lint_page() -> str:
+    rows = [f"| `{r.id}` | {r.severity} | {r.title} | {r.why} | {r.fix} |" for r in RULES]
+    return "\n".join([LINT, "| rule | severity | finds | why | fix |", "|---|---|---|---|---|", *rows, ""])
 
 
 def config_page() -> str:
@@ -106,7 +126,12 @@ def _plain(value: object) -> str:
 
 
 def main() -> int:
-    pages = {"docs/cli.md": cli_page(), "docs/builder-yaml.md": config_page(), "images/builder.schema.json": schema.text()}
+    pages = {
+        "docs/cli.md": cli_page(),
+        "docs/builder-yaml.md": config_page(),
+        "docs/lint.md": lint_page(),
+        "images/builder.schema.json": schema.text(),
+    }
     stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv:
         for name in stale:

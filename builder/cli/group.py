@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": ("builder.cli.doctor", "Say what this machine can do, and what to install."),
     "weights": ("builder.cli.weights", "Push, pull, verify and repair model weights."),
     "render": ("builder.cli.render", "Print the Dockerfile."),
+    "lint": ("builder.cli.lint", "Find in Dockerfiles what makes a CUDA image large, slow or unsafe."),
     "build": ("builder.cli.build", "Build the serving image."),
     "image": ("builder.cli.image", "Report on an image; scan it for secrets and weights."),
     "verify": ("builder.cli.verify", "Load-test the built image: phases, correctness, budgets."),
