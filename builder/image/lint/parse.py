@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -165,6 +165,16 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def variables(instructions: Iterable[Instruction]) -> dict[str, str]:
+    """What the ARGs and ENVs among them set, in order, each seeing those before it; an ARG without default sets nothing."""
+    known: dict[str, str] = {}
+    for one in instructions:
+        if one.keyword in ("ARG", "ENV"):
+            before = dict(known)
+            known |= {key: substitute(value, before) for key, value in one.pairs().items() if value or one.keyword == "ENV"}
+    return known
+
+
 def _directives(lines: list[Line]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in lines:
@@ -254,8 +264,7 @@ def _stage(one: Instruction, before: list[Instruction], stages: list[Stage], at:
     words = one.words()
     if not words or (len(words) > 1 and (len(words) != 3 or words[1].upper() != "AS")):
         raise ConfigError(f"{at}:{one.line}: expected FROM image [AS name]")
-    values = {key: value for arg in before for key, value in arg.pairs().items() if value}
-    image = substitute(words[0], values)
+    image = substitute(words[0], variables(before))
     name = words[2].lower() if len(words) == 3 else ""
     base = next((s.index for s in reversed(stages) if s.name and s.name == image.lower()), None)
     return Stage(len(stages), name, image, base, (one,))

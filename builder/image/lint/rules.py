@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from builder.image.lint.parse import Dockerfile, Instruction, Stage, substitute
+from builder.image.lint.parse import Dockerfile, Instruction, Stage, substitute, variables
 
 
 class Hit(NamedTuple):
@@ -37,7 +37,10 @@ _CUDA_WHEELS = (
     r"flash[-_]attn|cupy-cuda\w+|jax\[cuda\w*\]|nvidia-[a-z0-9-]+|tensorflow\[and-cuda\]"
 )
 _INSTALL = r"(?:\b(?:pip3?|uv\s+pip|micromamba|mamba|conda)\s+install\b|\buv\s+(?:sync|add)\b|\bpoetry\s+(?:install|add)\b)"
-_WHEEL = re.compile(rf"{_INSTALL}[^;&|]*?[\s'\"](?:{_CUDA_WHEELS})(?=[\s'\"=<>~!\[;@]|$)", re.IGNORECASE)
+_WHEEL = re.compile(
+    rf"{_INSTALL}[^;&|]*?[\s'\"](?:(?:{_CUDA_WHEELS})(?=[\s'\"=<>~!\[;@]|$)|(?:-r\s*|--requirements?[ =])\S*cuda|\S+/whl/cu\d)",
+    re.IGNORECASE,
+)
 _APT_CUDA = re.compile(
     r"\bapt(?:-get)?\s+(?:-\S+\s+)*install\b[^;&|]*?\s(cuda-(?!keyring|compat)\S+|libcu(?:blas|fft|rand|solver|sparse)\S*|libcudnn\S*|libnccl\S*)"
 )
@@ -97,9 +100,10 @@ _ARCH = re.compile(r"(\d+)\.(\d)[af]?(\+PTX)?|(\d{2,3})[af]?(?:-(real|virtual))?
 def _arch_list(file: Dockerfile, targets: tuple[str, ...]) -> Iterator[Hit]:
     """In any stage: what is compiled there is meant for the target."""
     for stage in file.stages:
+        values = variables([*file.globals, *(one for s in file.chain(stage) for one in s.instructions)])
         for one in stage.instructions:
             for match in _ARCH_SET.finditer(one.text) if one.keyword in ("ENV", "ARG", "RUN") else ():
-                name, value = match[1], match[2] or match[3] or match[4]
+                name, value = match[1], substitute(match[2] or match[3] or match[4], values)
                 known = [_arch(m) for m in _ARCH.finditer(value)]
                 line = one.line_of(re.compile(re.escape(name)))
                 for target in targets if known else ():
@@ -207,6 +211,7 @@ def _weights_in_layer(file: Dockerfile, _: tuple[str, ...]) -> Iterator[Hit]:
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|PASSWORD|PASSWD|SECRET|SECRET_KEY|API_KEY|APIKEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS)$", re.IGNORECASE
 )
+_SWITCH = ("0", "1", "true", "false", "no", "yes")  # NO_CREDENTIALS=1 tells no secret
 _SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bglpat-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{32,}|\bnvapi-[\w-]{40,}"
     r"|://[^/\s:@$]+:[^/\s:@${}]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----"
@@ -218,7 +223,7 @@ def _secret_in_env(file: Dockerfile, _: tuple[str, ...]) -> Iterator[Hit]:
     for one in [*file.globals, *(one for stage in file.stages for one in stage.instructions)]:
         if one.keyword in ("ENV", "ARG"):
             for name, value in one.pairs().items():
-                if _SECRET_NAME.search(name) and (value or one.keyword == "ARG"):
+                if _SECRET_NAME.search(name) and value not in _SWITCH and (value or one.keyword == "ARG"):
                     yield Hit(one.line_of(re.compile(rf"\b{re.escape(name)}\b")), f"{one.keyword} {name}")
         if _SECRET_VALUE.search(one.text):
             yield Hit(one.line_of(_SECRET_VALUE), f"a literal secret in {one.keyword}")

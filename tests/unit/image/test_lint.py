@@ -36,10 +36,13 @@ BAD = {
         "FROM pytorch/pytorch:2.9.0-cuda13.0-cudnn9-devel\n" + USER,
         "FROM nvidia/cuda:12.9.1-devel-ubuntu22.04 AS base\nFROM base\n" + USER,
         "FROM nvcr.io/nvidia/pytorch:25.08-py3\n" + USER,
+        "ARG V=12.8.1\nARG BASE=nvidia/cuda:${V}-devel-ubuntu22.04\nFROM ${BASE} AS b\nFROM b\n" + USER,
     ],
     "cuda-twice": [
         "FROM nvidia/cuda:12.9.1-runtime-ubuntu22.04\nRUN pip install --no-cache-dir torch==2.9.0\n" + USER,
         SLIM + "RUN apt-get update && apt-get install -y cuda-nvrtc-13-0\nRUN uv pip install vllm\n" + USER,
+        "FROM nvidia/cuda:12.8.1-runtime-ubi9\nRUN uv pip install --system -r requirements/cuda.txt\n" + USER,
+        "FROM nvidia/cuda:12.8.1-runtime-ubi9\nRUN pip install x --extra-index-url https://h/whl/cu128\n" + USER,
         "FROM python:3.12 AS w\nRUN pip install vllm\nFROM nvidia/cuda:13.0.0-cudnn-runtime-ubi9\nCOPY --from=w /v /v\n" + USER,
     ],
     "legacy-cuda-env": [SLIM + "ENV CUDA_VERSION=12.9.1\n" + USER, SLIM + "ENV A=b \\\n    CUDA_VERSION=13.0\n" + USER],
@@ -122,6 +125,7 @@ GOOD = {
     ],
     "secret-in-env": [
         SLIM + "ENV HF_TOKEN= MAX_TOKENS=5 TOKENIZERS_PARALLELISM=false HF_TOKEN_PATH=/run/t\n" + USER,
+        SLIM + "ARG SCCACHE_S3_NO_CREDENTIALS=0\n" + USER,
         SLIM + "RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN x\n" + USER,
         SLIM + "RUN git clone https://$USER:$TOKEN@host/x && curl https://host:8080/a@b\n" + USER,
     ],
@@ -153,6 +157,7 @@ def test_a_rule_is_silent_where_nothing_is_wrong(rule: str, text: str) -> None:
         ("ARG CUDAARCHS=90", ("10.0", "12.0"), 0),
         ("ENV TORCH_CUDA_ARCH_LIST=8.0", (), 0),
         ("ENV TORCH_CUDA_ARCH_LIST=$ARCHS", ("9.0",), 0),
+        ("ARG archs='7.0 8.0'\nENV TORCH_CUDA_ARCH_LIST=${archs}", ("9.0",), 1),
     ],
 )
 def test_architectures_against_targets(setting: str, gpus: tuple[str, ...], hits: int) -> None:
