@@ -88,9 +88,9 @@ class ObjectSource:
         return public(self._url).rstrip("/")
 
     def read(self, key: str, *, limit: int) -> Buffer | None:
-        body = memoryview(bytearray(max(1, limit)))  # the kernel gives a page of it when it is written
-        size = self.stream(key, body, limit=limit, seen=len)
-        return None if size is None else body[:size]
+        body = bytearray()  # it grows: the limit may be a thousand times the object
+        size = self.stream(key, memoryview(bytearray(min(max(1, limit), PIECE_BYTES))), limit=limit, seen=body.extend)
+        return None if size is None else body
 
     def stream(self, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
         """As `source.stream`."""

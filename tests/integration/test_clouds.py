@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from builder.errors import CapabilityError
 from builder.stores.directory import DirectoryStore
+from builder.transfer.source import open_source
 from tests.conftest import missing
 from tests.integration.s3.faulty import cli, good, push_small, same
 from tests.models import safetensors_model
@@ -104,3 +106,19 @@ def test_a_damaged_object_is_named_and_nothing_is_visible(cloud: Cloud, store: P
     assert ended.code == 3
     assert name in ended.error["message"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_small_object_takes_little_memory_whatever_the_limit(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cloud.env.items():
+        monkeypatch.setenv(name, value)
+    source = open_source(cloud.url, endpoint_url=cloud.endpoint_url or None)
+    source.read("refs/m", limit=256)  # what is loaded at the first use
+    tracemalloc.start()
+    try:
+        body = source.read("refs/m", limit=1 << 30)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert body is not None
+    assert bytes(body).startswith(b"sha256:")
+    assert peak < 4 << 20
