@@ -102,7 +102,8 @@ def test_the_last_format_counts(tmp_path: Path) -> None:
 def test_a_signal_unwinds_what_is_open(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """A command that holds something is ended from outside: its clean-up runs, as for a container or a loop device."""
     program = (
-        "import click, time, pathlib\n"
+        "import click, time, pathlib, signal\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # these tests may run under nohup themselves
         "from builder.cli.group import group, run\n"
         "@click.command()\n"
         "def hold():\n"
