@@ -18,8 +18,9 @@ from tests.servers.objects import ObjectServer
 from tests.unit.transfer.build import Model, model, random_model
 
 PROGRAM = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
 from builder.transfer.manifests import read_manifest
 from builder.transfer.restore import restore
 from builder.transfer.source import open_source
