@@ -104,6 +104,10 @@ def public(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts.netloc else url
 
 
+class _SeenFailed(Exception):
+    """`seen` raised an OSError."""
+
+
 class FolderSource:
     """A store in a folder; keys are paths below it."""
 
@@ -121,7 +125,19 @@ class FolderSource:
         return self._open(key, lambda path: read_file(path, limit=limit))
 
     def stream(self, key: str, window: memoryview, *, limit: int, seen: Seen) -> int | None:
-        return self._open(key, lambda path: stream_file(path, window, limit, seen))
+        failed: list[OSError] = []
+
+        def guarded(piece: memoryview) -> None:
+            try:
+                seen(piece)
+            except OSError as exc:  # of whoever writes the piece elsewhere: it says nothing of this file
+                failed.append(exc)
+                raise _SeenFailed from exc
+
+        try:
+            return self._open(key, lambda path: stream_file(path, window, limit, guarded))
+        except _SeenFailed:
+            raise failed[0] from None
 
     def keys(self, prefix: str) -> Iterable[str]:
         return (p.relative_to(self.folder).as_posix() for p in (self.folder / prefix).glob("**/*") if p.is_file())

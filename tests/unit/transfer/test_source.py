@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -160,3 +161,16 @@ class Listed(DictSource):
 
     def keys(self, prefix: str) -> list[str]:
         return [key for key in self.objects if key.startswith(prefix)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EACCES])
+def test_what_the_writer_of_the_pieces_raises_is_no_fault_of_the_store(tmp_path: Path, number: int) -> None:
+    """A full disk at the target must not read as a store that fails, nor as an object that is not there."""
+    (tmp_path / "a").write_bytes(b"x" * 100)
+
+    def seen(piece: memoryview) -> None:
+        raise OSError(number, os.strerror(number), "target")
+
+    with pytest.raises(OSError, match="target") as caught:
+        FolderSource(tmp_path).stream("a", memoryview(bytearray(64)), limit=100, seen=seen)
+    assert caught.value.errno == number
