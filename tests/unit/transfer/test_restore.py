@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError, RemoteError
 from builder.format.manifest import Chunk, File
 from builder.format.volume import JOURNAL, MANIFEST, MARKER, lock_file, marker_digest, partial_dir
+from builder.transfer.buffers import WINDOW_BYTES
 from builder.transfer.restore import RestoreReport, restore
 from builder.transfer.retry import Policy, RetryingSource, retrying
-from builder.transfer.source import FolderSource, Source
+from builder.transfer.source import FolderSource, Source, stream
 from tests.unit.transfer.build import DictSource, Model, model, random_model
 
 
@@ -423,3 +425,34 @@ def test_many_restores_of_one_folder_download_it_once(tmp_path: Path) -> None:
         assert sorted(report.fetched_chunks for report in reports) == [0, 0, 0, 0, 0, 4]
         assert built.same(folder)
         assert not lock_file(folder).exists()
+
+
+def test_chunks_larger_than_a_window_land_piece_by_piece_in_their_places(tmp_path: Path) -> None:
+    built = random_model(files=2, size=3_300_000, chunk_bytes=1_300_000, seed=5)
+    assert WINDOW_BYTES < 1_300_000
+    built.store(tmp_path / "store")
+    for name, source in (("folder", FolderSource(tmp_path / "store")), ("read", DictSource(built.objects))):
+        restore(built.manifest, source, tmp_path / name, memory=WINDOW_BYTES)
+        assert built.same(tmp_path / name)
+
+
+def test_nothing_is_written_beyond_a_chunk_whatever_the_object_holds() -> None:
+    source, written = retrying(DictSource({"a": b"x" * 150}), Policy(tries=1)), []
+    with pytest.raises(IntegrityError, match="of 100 bytes"):
+        source.stream(
+            "a",
+            memoryview(bytearray(64)),
+            limit=100,
+            check=lambda d: None,
+            write=lambda piece, at: written.append(at + len(piece)),
+        )
+    assert written == [64]
+
+
+def test_an_object_no_larger_than_the_window_lies_in_it(tmp_path: Path) -> None:
+    body = random.Random(2).randbytes(1_300_000)
+    (tmp_path / "a").write_bytes(body)
+    for source in (FolderSource(tmp_path), DictSource({"a": body})):
+        window = memoryview(bytearray(len(body)))
+        assert stream(source, "a", window, limit=len(body), seen=len) == len(body)
+        assert window == body
