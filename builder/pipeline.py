@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from builder.config.spec import Bake, Verify
     from builder.engines.base import Engine
     from builder.image.engine import BuiltImage
+    from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
     from builder.node.specs import NodeSpecs
@@ -235,9 +236,17 @@ def cache_weights(
 
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
+    from builder.image import context
     from builder.image.dockerfile import dockerfile
 
-    return dockerfile(loaded.spec, manifest=manifest)
+    return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
+
+
+def lock_image(loaded: Loaded) -> Lock:
+    """Every wheel of the image, pinned and hashed, in layers. Asks the package index."""
+    from builder.image import machine, resolve
+
+    return resolve.resolve(loaded.spec, machine.index(loaded))
 
 
 def build_image(
@@ -257,14 +266,14 @@ def build_image(
     """
     from builder.image import context, engine, inspect, lint, machine
 
-    image, lock = loaded.spec.image, loaded.folder / context.LOCK
+    image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
     faults = lint.lint(render_image(loaded, manifest), path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs)
     lint.require_clean(faults)
     name = tag or f"{image.repository}:{image.tag}"
     with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
         archive = Path(private) / "image.tar"
         given = machine.gather(loaded, Path(private))
-        made = context.write(Path(private) / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
+        made = context.write(Path(private) / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse)
         options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base)
         built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
         findings = inspect.scan(archive, progress=progress)
