@@ -28,7 +28,6 @@ from builder.image import lock as locks
 from builder.image import resolve, trim
 from builder.image.dockerfile import EPOCH, dockerfile
 from builder.image.lock import Lock
-from builder.image.recipes import compiles
 
 SHIPPED = ("__init__.py", "errors.py", "format", "transfer", "runtime")
 LOCK = "requirements.lock"
@@ -91,7 +90,7 @@ def write(
     for source in sorted((resources.folder("templates") / "image" / "steps").iterdir()):
         if source.is_file():
             _put(folder / "steps" / source.name, source.read_text())
-    _put(folder / "steps" / "trim.json", json.dumps(trim.settings(jit=compiles(spec.image), epoch=EPOCH), indent=1) + "\n")
+    _put(folder / "steps" / "trim.json", json.dumps(trim.settings(EPOCH), indent=1) + "\n")
     _shipped(folder / "builder")
     _wheels(folder / "wheelhouse", wheelhouse, lock, alone=not spec.image.index)
     files = _settle(folder)

@@ -1,7 +1,7 @@
 """What no server reads, by rule: the table behind the `trim` step of a build (templates/image/steps/trim.py).
 
-A rule takes whole files away. What it must not do is change one that a licence forbids to change, so the guarded strip
-leaves NVIDIA's libraries alone. Every byte dropped is counted by cause and package, in /opt/builder/layers/LAYER.json of
+A rule takes whole files away. Changing a file is another matter: the guarded strip leaves those alone whose wheel is under
+NVIDIA's own licence or calls itself proprietary. Every byte dropped is counted by cause and package, in /opt/builder/layers/LAYER.json of
 the image. The smoke stage imports the engine afterwards, as the image's user; figures per rule are in docs/image.md.
 """
 
@@ -13,15 +13,19 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """patterns: globs below site-packages, `**` for any folders; a folder goes whole. jit: kept where the image compiles."""
+    """patterns: globs below site-packages, `**` for any folders; a folder goes whole.
+
+    toolkit: set aside in a layer of its own, which only images have that compile kernels at run time. So the layers of
+    torch and its libraries are the same, digest for digest, in images that compile and in images that do not.
+    """
 
     cause: str
     patterns: tuple[str, ...]
     why: str
-    jit: bool = False
+    toolkit: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"cause": self.cause, "patterns": list(self.patterns)}
+        return {"cause": self.cause, "patterns": list(self.patterns), "toolkit": self.toolkit}
 
 
 RULES = (
@@ -59,7 +63,7 @@ RULES = (
     ),
     Rule(
         "AMD",
-        ("triton/backends/amd/lib", "triton/backends/amd/include", "**/3rdparty/composable_kernel"),
+        ("**/backends/amd/lib", "**/backends/amd/include", "**/3rdparty/composable_kernel"),
         "for AMD GPUs; the Python files of Triton's AMD back end stay, because its import lists all back ends",
     ),
     Rule(
@@ -70,31 +74,32 @@ RULES = (
     Rule(
         "disassemblers",
         (
-            "triton/backends/nvidia/bin/cuobjdump",
-            "triton/backends/nvidia/bin/nvdisasm",
+            "**/backends/nvidia/bin/cuobjdump",
+            "**/backends/nvidia/bin/nvdisasm",
             "nvidia/**/bin/cuobjdump",
             "nvidia/**/bin/nvdisasm",
         ),
         "for reading compiled kernels by eye",
     ),
+    Rule("profilers", ("**/backends/nvidia/lib/cupti",), "Proton's own CUPTI; torch's profiler has that of its wheel"),
     Rule(
         "headers",
-        ("torch/include", "nvidia/*/include", "nvidia/*/*/include", "triton/backends/nvidia/include"),
-        "read by a compiler; kept where the image compiles kernels at run time",
-        jit=True,
+        ("torch/include", "nvidia/*/include", "nvidia/*/*/include", "**/backends/nvidia/include"),
+        "read by a compiler; there where the image compiles kernels at run time",
+        toolkit=True,
     ),
     Rule(
         "compilers",
-        ("nvidia/*/bin", "nvidia/*/nvvm", "triton/backends/nvidia/bin/ptxas*"),
-        "nvcc, NVVM and ptxas; kept where the image compiles kernels at run time",
-        jit=True,
+        ("nvidia/*/bin", "nvidia/*/nvvm", "**/backends/nvidia/bin/ptxas*"),
+        "nvcc, NVVM and ptxas; there where the image compiles kernels at run time",
+        toolkit=True,
     ),
 )
 
-SYMBOLS = "symbols that only a debugger reads, taken by a guarded strip; never from NVIDIA's libraries"
+SYMBOLS = "symbols that only a debugger reads, taken by a guarded strip; not where the licence is NVIDIA's or proprietary"
 DUPLICATES = "files with the same bytes in one layer, stored once as hard links"
 
 
-def settings(*, jit: bool, epoch: int) -> dict[str, Any]:
-    """What the trim step reads: steps/trim.json of the build folder."""
-    return {"epoch": epoch, "rules": [rule.to_json() for rule in RULES if not (jit and rule.jit)]}
+def settings(epoch: int) -> dict[str, Any]:
+    """What the trim step reads: steps/trim.json of the build folder. The same for every image."""
+    return {"epoch": epoch, "rules": [rule.to_json() for rule in RULES]}

@@ -1,4 +1,5 @@
-"""trim.py LAYER PARTS: make what this layer's wheels installed small, then move it to /out/1 to /out/PARTS.
+"""trim.py LAYER PARTS: make what this layer's wheels installed small, then move it to /out/1 to /out/PARTS; what only a
+compiler reads, to /out/toolkit.
 
 steps/trim.json beside this file names what is dropped, and the time that every file gets. What was in /opt/venv before the
 wheels (/opt/venv.list) belongs to the layer `runtime`. A report of every byte goes along: /opt/builder/layers/LAYER.json.
@@ -34,11 +35,12 @@ class Files:
     def __init__(self, venv: Path, site: Path, mine: list[Path]) -> None:
         self.venv, self.site = venv, site
         self.sizes = {path: path.lstat().st_size for path in mine}
-        self.owner, self.versions = owners(site)
+        self.owner, self.versions, self.closed = owners(site)
         self.installed = collections.Counter()
         for path, size in self.sizes.items():
             self.installed[self.package(path)] += size
         self.dropped: dict[tuple[str, str], list[int]] = {}
+        self.toolkit: dict[tuple[str, str], list[int]] = {}
 
     def package(self, path: Path) -> str:
         return self.owner.get(str(path), "")
@@ -46,6 +48,12 @@ class Files:
     def drop(self, path: Path, cause: str) -> None:
         self.note(path, cause, self.sizes.pop(path))
         path.unlink()
+
+    def set_aside(self, path: Path, cause: str) -> None:
+        entry = self.toolkit.setdefault((self.package(path), cause), [0, 0])
+        entry[0] += self.sizes.pop(path)
+        entry[1] += 1
+        move(path, OUT / "toolkit")
 
     def note(self, path: Path, cause: str, size: int) -> None:
         entry = self.dropped.setdefault((self.package(path), cause), [0, 0])
@@ -66,11 +74,14 @@ class Files:
             }
             for name in sorted(self.installed)
         }
-        dropped = [
-            {"package": name, "cause": cause, "bytes": size, "files": files}
-            for (name, cause), (size, files) in sorted(self.dropped.items())
-        ]
-        return {"layer": layer, "packages": packages, "dropped": dropped}
+        return {"layer": layer, "packages": packages, "dropped": entries(self.dropped), "toolkit": entries(self.toolkit)}
+
+
+def entries(counted: dict[tuple[str, str], list[int]]) -> list[dict]:
+    return [
+        {"package": name, "cause": cause, "bytes": size, "files": files}
+        for (name, cause), (size, files) in sorted(counted.items())
+    ]
 
 
 def main(layer: str, parts: int) -> None:
@@ -78,7 +89,7 @@ def main(layer: str, parts: int) -> None:
     before = set(Path("/opt/venv.list").read_text().splitlines())
     mine = [path for path in walk(VENV) if layer == "runtime" or str(path) not in before]
     files = Files(VENV, Path(sysconfig.get_path("purelib")), mine)
-    drop(files, settings["rules"])
+    sort_out(files, settings["rules"])
     strip(files)
     link_duplicates(files)
     split(files, parts)
@@ -93,28 +104,36 @@ def walk(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
-def owners(site: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Path to package, package to version, by the RECORD of each dist-info; names as the index compares them."""
-    owner, versions = {}, {}
+def owners(site: Path) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """Path to package, package to version, by the RECORD of each dist-info; names as the index compares them.
+
+    Third, the packages whose files a licence forbids to change: NVIDIA's own, and what calls itself proprietary.
+    """
+    owner, versions, closed = {}, {}, set()
     for info in sorted(site.glob("*.dist-info")):
         name, version = info.name.removesuffix(".dist-info").rsplit("-", 1)
         name = re.sub(r"[-_.]+", "-", name).lower()
         versions[name] = version
+        head = (info / "METADATA").read_text(errors="replace").split("\n\n")[0]
+        if name.startswith("nvidia-") or re.search(
+            r"^(License|License-Expression|Classifier: License).*(NVIDIA|Proprietary)", head, re.M
+        ):
+            closed.add(name)
         for row in csv.reader((info / "RECORD").read_text().splitlines()):
             owner[os.path.normpath(site / row[0])] = name
-    return owner, versions
+    return owner, versions, closed
 
 
-def drop(files: Files, rules: list[dict]) -> None:
-    """Each file by the first rule that names it or a folder above it."""
-    patterns = [(rule["cause"], re.compile("|".join(map(translate, rule["patterns"])))) for rule in rules]
+def sort_out(files: Files, rules: list[dict]) -> None:
+    """Each file by the first rule that names it or a folder above it: dropped, or set aside for images that compile."""
+    patterns = [(rule, re.compile("|".join(map(translate, rule["patterns"])))) for rule in rules]
     for path in list(files.sizes):
         if not path.is_relative_to(files.site):
             continue
         inner = path.relative_to(files.site).as_posix()
-        cause = next((cause for cause, pattern in patterns if pattern.match(inner)), None)
-        if cause:
-            files.drop(path, cause)
+        rule = next((rule for rule, pattern in patterns if pattern.match(inner)), None)
+        if rule:
+            (files.set_aside if rule["toolkit"] else files.drop)(path, rule["cause"])
 
 
 def translate(pattern: str) -> str:
@@ -131,10 +150,9 @@ def strip(files: Files) -> None:
     """Drop symbols, but keep the original wherever the result is not a loadable file.
 
     patchelf moves segments in a way that strip undoes: then a LOAD segment's offset and address no longer agree modulo
-    a page, and the loader refuses the file (seen on numpy's OpenBLAS and torchvision's image.so). NVIDIA's packages are
-    left alone: their licence forbids changing them.
+    a page, and the loader refuses the file (seen on numpy's OpenBLAS and torchvision's image.so).
     """
-    wanted = [p for p in files.sizes if ".so" in p.name and not p.is_symlink() and not files.package(p).startswith("nvidia-")]
+    wanted = [p for p in files.sizes if ".so" in p.name and not p.is_symlink() and files.package(p) not in files.closed]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, saved in pool.map(stripped, wanted):
             if saved:
@@ -209,11 +227,15 @@ def split(files: Files, parts: int) -> None:
         part = loads.index(min(loads))
         loads[part] += size
         for path in paths:
-            target = OUT / str(part + 1) / path.relative_to("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-    for part in range(parts):
-        (OUT / str(part + 1)).mkdir(parents=True, exist_ok=True)
+            move(path, OUT / str(part + 1))
+    for name in ("toolkit", *range(1, parts + 1)):  # there for a COPY, even if this layer has none
+        (OUT / str(name) / VENV.relative_to("/")).mkdir(parents=True, exist_ok=True)
+
+
+def move(path: Path, root: Path) -> None:
+    target = root / path.relative_to("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
 
 
 def weight(path: Path) -> int:
