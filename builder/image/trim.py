@@ -1,8 +1,9 @@
 """What no server reads, by rule: the table behind the `trim` step of a build (templates/image/steps/trim.py).
 
-A rule takes whole files away. Changing a file is another matter: the guarded strip leaves those alone whose wheel is under
-NVIDIA's own licence or calls itself proprietary. Every byte dropped is counted by cause and package, in /opt/builder/layers/LAYER.json of
-the image. The smoke stage imports the engine afterwards, as the image's user; figures per rule are in docs/image.md.
+A rule takes whole files away. Changing a file is another matter: the guarded strip leaves those alone whose wheel is
+under NVIDIA's own licence or calls itself proprietary. Every byte is counted by cause and package, in
+/opt/builder/layers/LAYER.json of the image. The smoke stage imports the engine afterwards, as the image's user; figures
+per rule are in docs/image.md.
 """
 
 from __future__ import annotations
