@@ -37,7 +37,7 @@ def main(epoch: int, packages: list[str]) -> None:
     wanted = [Path("/usr/bin") / python.name, python, Path(sys.executable), *map(Path, KEEP)]
     wanted += files_below(Path(sysconfig.get_path("stdlib")))
     for package in (*packages, *WHEELS_EXPECT):
-        wanted += [path for path in owned(package) if re.search(r"\.so(\.|$)", path.name)]
+        wanted += [path for path in owned(package) if re.search(r"\.so(\.|$)", path.name) and "gconv" not in path.parts]
     for path in wanted:
         take(path, taken)
     for library in needed([path for path in taken if is_elf(path)]):
@@ -53,9 +53,10 @@ def main(epoch: int, packages: list[str]) -> None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The standard library, without what a server never imports."""
+    """The standard library, without what only a terminal, a test run or Sun's NIS needs, and the libraries of those."""
     unread = re.compile(
-        r"/(test|idlelib|tkinter|turtledemo|lib2to3|ensurepip|pydoc_data|site-packages|dist-packages|config-[^/]+)(/|$)|\.a$"
+        r"/(test|idlelib|tkinter|turtledemo|lib2to3|ensurepip|pydoc_data|curses|dbm|site-packages|dist-packages|config-[^/]+)(/|$)"
+        r"|/(__pycache__/)?turtle\.|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|nis\.|readline\.)|\.a$"
     )
     return [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not unread.search(str(path))]
 
