@@ -77,7 +77,8 @@ def describe(
 ) -> Attestations:
     """Read the image in `image`, an OCI archive or layout, once, and describe it; with `spec` and `run`, its build too.
 
-    reference: what it is called, by default as the layout says; its digest is read.  base, base_digest: its parent; by default as the image's labels say.
+    reference: what it is called, by default as the layout says; its digest is read.
+    base, base_digest: its parent; by default as the image's labels say.
     context_digest: of `image.context.Context`.  manifest: of the weights, or "".
     Same image, lock and base: same SBOM, byte for byte. Raises IntegrityError if the image cannot be read.
     """

@@ -58,14 +58,14 @@ def edges(packages: Iterable[Deb]) -> dict[str, tuple[str, ...]]:
 
 def _all(root: Rootfs) -> Iterator[Deb]:
     for fields in paragraphs(root.text(STATUS) or ""):
-        if fields.get("status", "").endswith(" installed"):
+        if "package" in fields and fields.get("status", "").endswith(" installed"):
             name, arch = fields["package"], fields.get("architecture", "")
             owned = root.text(f"{LISTS}{name}:{arch}.list") or root.text(f"{LISTS}{name}.list") or ""
             yield _deb(root, fields, owned.split("\n"))
     for path in sorted(root.bodies):
         if path.startswith(FOLDER) and not path.endswith(".md5sums"):
             sums = root.text(f"{path}.md5sums") or ""
-            for fields in paragraphs(root.text(path) or ""):
+            for fields in (one for one in paragraphs(root.text(path) or "") if "package" in one):
                 yield _deb(root, fields, [line.partition("  ")[2] for line in sums.split("\n")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from builder.image.attest import dists, dpkg, rootfs
 from builder.image.attest.dists import Dist
 from builder.image.attest.dpkg import Deb
 from builder.image.attest.rootfs import Rootfs
-from builder.image.lock import Lock
+from builder.image.lock import Lock, normal
 from builder.units import count
 
 VENV = "opt/venv/"
@@ -38,10 +39,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """digest, arch, created, labels: the image's. name: as the layout calls it, or "". os: the fields of os-release. runtime: version of builder's own program.
+    """digest, arch, created, labels: the image's. name: as the layout calls it, or "". os: the fields of os-release.
 
-    requires: edges between wheels by name. values: environment markers of the image's Python. kept: by wheel.
-    unowned: regular files that no package accounts for, sorted.
+    runtime: version of builder's own program. requires: edges between wheels by name. values: environment markers of the
+    image's Python. kept: by wheel. unowned: regular files that no package accounts for, sorted.
     """
 
     digest: str
@@ -164,7 +165,8 @@ def _kept(root: Rootfs) -> dict[str, Kept]:
     found = {}
     for path in sorted(root.bodies):
         if LAYERS.fullmatch(path):
-            raw = json.loads(root.bodies[path])
-            for name, one in raw.get("packages", {}).items():
-                found[str(name)] = Kept(str(raw.get("layer", "")), int(one["installed_bytes"]), int(one["kept_bytes"]))
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                raw = json.loads(root.bodies[path])
+                for name, one in raw["packages"].items():
+                    found[normal(name)] = Kept(str(raw["layer"]), int(one["installed_bytes"]), int(one["kept_bytes"]))
     return found

@@ -92,10 +92,14 @@ def read(image: Path, wanted: Callable[[str], bool]) -> Rootfs:
     """
     with contextlib.ExitStack() as stack:
         blobs = _open(image, stack)
-        digest, name, manifest = _manifest(blobs)
-        found = Rootfs(digest, name, blobs.json(manifest["config"]["digest"]))
-        for number, layer in enumerate(manifest["layers"]):
-            _apply(found, number, _members(blobs, layer["digest"]), wanted)
+        try:
+            digest, name, manifest = _manifest(blobs)
+            found = Rootfs(digest, name, dict(blobs.json(manifest["config"]["digest"])))
+            layers = [str(layer["digest"]) for layer in manifest["layers"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise IntegrityError(f"{image}: not an OCI image: {type(exc).__name__}: {exc}", hint=HINT) from exc
+        for number, layer in enumerate(layers):
+            _apply(found, number, _members(blobs, layer), wanted)
     return found
 
 
@@ -148,7 +152,7 @@ def _open(image: Path, stack: contextlib.ExitStack) -> _Blobs:
 
 
 def _manifest(blobs: _Blobs) -> tuple[str, str, dict[str, Any]]:
-    """The digest and the name that the layout gives, and the manifest of the one image below it; attestations are not images."""
+    """The digest and the name that the layout gives, and the manifest of the one image below it. An attestation is none."""
     with blobs.open("index.json") as file:
         index = json.loads(file.read(MAX_JSON))
     digests = sorted({str(entry["digest"]) for entry in index["manifests"]})
