@@ -99,7 +99,7 @@ def describe(
         digest=found.digest,
         sbom=text,
         provenance=story,
-        components=len(json.loads(text)["components"]),
+        components=len(json.loads(text).get("components", ())),
         unowned=len(found.unowned),
         mismatches=inventory.compare(found, lock) if lock else (),
     )

@@ -52,7 +52,7 @@ def text(found: Inventory, image: Image, base: Image, lock: Lock | None = None) 
     _link_system(bom, outside["base"], outside["system"], debs, dpkg.edges(found.debs))
     asks = [normal(re.split("={2,3}", ask)[0]) for ask in lock.asks] if lock else []
     tops = _link_wheels(bom, wheels, found.requires, asks)
-    bom.register_dependency(root, [*filter(None, outside.values()), *tops])
+    bom.register_dependency(root, [*filter(None, outside.values()), *tops, *([] if outside["system"] else debs.values())])
     return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
 
 
