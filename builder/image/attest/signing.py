@@ -54,7 +54,9 @@ def sign(
     tlog: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Signed:
-    """Sign the image `reference`, NAME@sha256:..., already in its registry; then the documents that are not empty.
+    """Sign the image `reference`, NAME@sha256:..., then the documents that are not empty.
+
+    Push the image first: cosign signs the digest, and does not look whether the registry has it.
 
     key: a file of cosign's, a service's URI such as awskms:///alias/images, env://NAME; "": keyless, with the log.
     sbom: CycloneDX JSON.  provenance: in-toto statement; cosign makes its own around the same predicate.
