@@ -54,16 +54,19 @@ def layer(members: Sequence[Member]) -> bytes:
 
 
 def image(
-    place: Path, *layers: Sequence[Member], pack: str = "gzip", config: Mapping[str, Any] | None = None, name: str = "",
+    place: Path, *layers: Sequence[Member] | bytes, pack: str = "gzip", config: Mapping[str, Any] | None = None, name: str = "",
     attested: bool = False, **settings: Any,
 ) -> str:  # fmt: skip
-    """An OCI layout in the new folder `place`. Returns the digest that its index names.
+    """An OCI layout in the new folder `place`. Returns the digest that its index names. layers: members, or a tar.
 
     config: the part that a container starts with. settings: of the whole configuration, such as created. attested: one index
     deeper, beside an attestation, as BuildKit writes it.
     """
     place.mkdir(parents=True)
-    rows = [blob(place, PACK[pack](layer(one)), f"application/vnd.oci.image.layer.v1.tar+{pack}") for one in layers]
+    rows = [
+        blob(place, PACK[pack](one if isinstance(one, bytes) else layer(one)), f"application/vnd.oci.image.layer.v1.tar+{pack}")
+        for one in layers
+    ]
     whole = {"os": "linux", "architecture": "amd64", "created": "2026-01-02T03:04:05.123456789Z", "config": dict(config or {})}
     described = blob(place, json.dumps(whole | settings).encode(), "application/vnd.oci.image.config.v1+json")
     manifest = {

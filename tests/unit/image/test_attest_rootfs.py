@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from builder.errors import IntegrityError
 from builder.image.attest import rootfs
-from tests.images import file, files, folder, hard, image, link
+from tests.images import file, files, folder, hard, image, layer, link
 from tests.oci import tar_layout
 
 
@@ -27,6 +28,13 @@ def test_every_packing_and_form_reads_the_same(pack: str, form: str, tmp_path: P
     assert found.config["architecture"] == "amd64"
     assert list(found.files()) == ["b", "etc/a"]
     assert found.bodies == {"etc/a": b"one"}
+
+
+@pytest.mark.parametrize("pack", ["plain", "gzip", "zstd"])
+def test_a_layer_is_hashed_to_its_end_and_not_to_the_end_of_its_tar(pack: str, tmp_path: Path) -> None:
+    """Some programs pad a tar far beyond its last record."""
+    image(tmp_path / "i", layer(files({"a": ""})) + random.Random(1).randbytes(3 << 20), pack=pack)
+    assert paths(tmp_path / "i") == ["a"]
 
 
 def test_an_image_beside_an_attestation_is_found(tmp_path: Path) -> None:
