@@ -95,7 +95,6 @@ def edges(here: Iterable[Dist], values: Mapping[str, str], asks: Iterable[str] =
             if to in by_name and (need.marker is None or applies(str(need.marker), values, extra)):
                 found[name] |= {to} - {name}
                 todo += [(to, one) for one in sorted(need.extras) if one not in extras[to]]
-                extras[to] |= need.extras
     return {name: tuple(sorted(names)) for name, names in found.items()}
 
 

@@ -15,7 +15,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from builder.cli.image import command as image_command
-from builder.errors import ClaimError
+from builder.errors import ClaimError, ConfigError
 from builder.image import attest
 from builder.image.attest import inventory
 from builder.image.attest.names import Image, image_purl, parse
@@ -253,6 +253,16 @@ def test_an_extra_that_nobody_asked_for_is_no_dependency(layout: Path) -> None:
     assert "uvloop" in found["registry.example.com:5000/llm/tiny"]  # it is there, so it hangs somewhere
 
 
+def test_an_extra_leads_to_further_extras_and_rings_of_them_end(tmp_path: Path) -> None:
+    wheels = dist("a", "1", "Requires-Dist: b[x]") | dist("c", "1")
+    wheels |= dist(
+        "b", "1", 'Requires-Dist: c; extra == "x"', 'Requires-Dist: b[y]; extra == "x"', 'Requires-Dist: b[x]; extra == "y"'
+    )
+    image(tmp_path / "i", files(wheels))
+    found = needs(described(tmp_path / "i"))
+    assert (found["image"], found["a"], found["b"]) == (["a"], ["b"], ["c"])
+
+
 def test_a_ring_of_dependencies_hangs_on_the_image_too(tmp_path: Path) -> None:
     image(tmp_path / "i", files(dist("a", "1", "Requires-Dist: b") | dist("b", "1", "Requires-Dist: a")))
     assert needs(described(tmp_path / "i"))["image"] == ["a"]
@@ -395,6 +405,14 @@ def test_the_command_prints_the_document_and_warns_beside_it(layout: Path, tmp_p
     assert done.stdout == attest.describe(layout, lock=lock(drop="lone")).sbom
     assert done.stderr == "warning: lone 3 is in the image, not in the lock\n"
     assert json.loads(run(str(layout), "--format", "json").stdout) == described(layout)
+
+
+@pytest.mark.parametrize("body", [None, "torch==2\n"])
+def test_a_lock_that_cannot_be_read_is_refused(body: str | None, layout: Path, tmp_path: Path) -> None:
+    if body is not None:
+        (tmp_path / "x.lock").write_text(body)
+    with pytest.raises(ConfigError, match=r"x\.lock"):
+        run(str(layout), "--lock", str(tmp_path / "x.lock"))
 
 
 def test_the_command_writes_a_file(layout: Path, tmp_path: Path) -> None:
