@@ -55,6 +55,8 @@ PINNED = {
     "awscrt": {"transfer/checksum.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
     "cryptography": {"weights/sign.py"},
+    "cyclonedx": {"image/attest/"},
+    "packageurl": {"image/attest/"},
     "pytest": {"verify/fixtures.py"},
 }
 
