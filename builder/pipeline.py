@@ -265,7 +265,7 @@ def build_image(
         archive = Path(private) / "image.tar"
         given = machine.gather(loaded, Path(private))
         made = context.write(Path(private) / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
-        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base)
+        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base, given.environ)
         built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
         findings = inspect.scan(archive, progress=progress)
         if findings:

@@ -6,7 +6,8 @@ times (the image exporter refuses: `"rewrite-timestamp" conflicts with "unpack"`
 description have the same digest. The archive's manifest is the image's manifest, so its digest is the registry's.
 
 Secrets go through BuildKit's secret mounts, as files in a folder that only this user can read: the certificate
-authorities (ca), pip's index settings (pip_conf), apt's sources (apt_sources). No ARG, ENV or COPY ever holds one.
+authorities (ca), pip's index and its logins (pip_conf, netrc), apt's sources and theirs (apt_sources,
+apt_auth). No ARG, ENV or COPY ever holds one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +30,7 @@ from typing import IO, Any, ClassVar, cast
 
 from builder import process
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
+from builder.image import faults
 from builder.image.dockerfile import EPOCH
 from builder.progress import NoProgress, Progress, step
 
@@ -81,7 +84,7 @@ class BuiltImage:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """secrets: id to file. network: of RUN lines. no_cache: run every step again.
+    """secrets: id to file. network: of RUN lines. no_cache: run every step again. environ: variables for the client.
 
     pinned_base: digest that the base image must have, or "" where none is pinned yet.
     """
@@ -90,6 +93,7 @@ class Options:
     network: str = "default"
     no_cache: bool = False
     pinned_base: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def find() -> Backend:
@@ -140,7 +144,7 @@ def build(
             hint="pull the pinned one, or accept the new one with `builder build --update-base`",
         )
     started = time.monotonic()
-    _stream(_command(folder, reference, archive, backend, options), progress)
+    _stream(_command(folder, reference, archive, backend, options), progress, options.environ)
     if backend.archives:
         built = from_archive(archive, reference)
     else:
@@ -255,10 +259,13 @@ def _command(folder: Path, reference: str, archive: Path, backend: Backend, opti
     return [*command, str(folder)]
 
 
-def _stream(command: list[str], progress: Progress) -> None:
+def _stream(command: list[str], progress: Progress, environ: Mapping[str, str]) -> None:
     """Run the build, telling each step to `progress` as it starts and ends."""
     log = Log(progress)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+    env = {**os.environ, **environ}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    ) as child:
         assert child.stdout is not None
         try:
             for line in child.stdout:
@@ -319,6 +326,9 @@ class Log:
         tail = self.output.get(self.failed, self.last)
         said = "".join(f"\n  {line}" for line in tail if line.strip())
         what = f"image build failed in step {name}" if name else f"exit status {status} from: {shlex.join(command)}"
+        known = faults.classify(said, step=name)
+        if known is not None:
+            return known
         return BuilderError(f"{what}{said}", hint=_hint(said), where={"step": name} if name else None)
 
     def _end(self, number: str, text: str) -> None:
