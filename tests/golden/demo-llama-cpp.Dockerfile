@@ -4,7 +4,7 @@
 # base: Python with its whole standard library, certificates, the engine's system libraries, the user.
 FROM debian:bookworm-slim AS base
 RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt ca-certificates libgomp1 libpython3-stdlib python3 \
  && sh /steps/python 3.11 \
  && sh /steps/user
@@ -12,7 +12,7 @@ RUN --mount=type=bind,source=steps,target=/steps \
 # wheels: the packages of builder's own runtime, then the engine's, in one virtual environment without pip.
 FROM base AS wheels
 RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/venv
@@ -20,14 +20,14 @@ RUN --mount=type=bind,source=steps,target=/steps \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,source=wheelhouse,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements/runtime.txt \
  && find /opt/venv -type f >/opt/runtime.list
 RUN --mount=type=bind,source=steps,target=/steps \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,source=wheelhouse,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements/engine.txt
 
 # trim: drop what serving never reads, strip, compile what an import touches, split into two layers: one for all engines.
