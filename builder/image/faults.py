@@ -15,17 +15,19 @@ LOGIN = "check image.index.username and image.index.password, and the variables 
 APT_LOGIN = "check the file that image.apt.auth names"
 FORBIDDEN = "ask who runs the index to let this user read it"
 AUTHORITY = "name the certificate authority of your network in image.ca_bundle"
-BROKEN = "the index is broken or busy: try later"
+BROKEN = "it is broken or busy: try later"
+CUT = "it, or a proxy before it, cuts downloads short: try again"
 NETWORK = (
-    "try image.build_network: host, name an index or a proxy that answers, or fill image.wheelhouse and set image.index: false"
+    "let it answer here (image.build_network: host, image.proxy), or name another: image.index, image.apt, image.wheelhouse"
 )
+PROXY = "put the user and password into http_proxy and https_proxy of the environment, and leave out image.proxy"
 WHEEL = "the wheel is on no index that pip asks here: fill image.wheelhouse, or name your index in image.index.url"
-# pip's and apt's ways to say that nothing answers, or nobody in time.
 SILENT = (
     r"Connection refused|Name or service not known|Temporary failure in name resolution|No address associated with hostname"
-    r"|Network is unreachable|No route to host|[Rr]ead timed out|[Cc]onnection timed out|Could not resolve '[^']+'"
-    r"|Connection reset by peer|Remote end closed connection"
+    r"|Temporary failure resolving|Could not resolve|Network is unreachable|No route to host|[Rr]ead timed out"
+    r"|[Cc]onnection timed out|Connection reset by peer|Remote end closed connection"
 )
+"""pip's and apt's ways to say that nothing answers, or nobody in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,44 +40,43 @@ class Fault:
     hint: str
 
 
+# fmt: off
 FAULTS = (
-    Fault(
-        r"DO NOT MATCH THE HASHES[^\n]*\n\s+(?P<what>\S+) from (?P<url>\S+).*?"
-        r"Expected sha256 (?P<want>[0-9a-f]{64}).*?Got\s+(?P<got>[0-9a-f]{64})",
-        IntegrityError,
-        "{what}: {url} has sha256 {got}; the lock holds {want}",
-        "the wheel was replaced or cut short: compare it with a copy that you trust before you lock it again",
-    ),
-    Fault(
-        r"E: Failed to fetch (?P<url>\S+)  (?:Hash Sum mismatch|File has unexpected size)",
-        IntegrityError,
-        "{url} is not what the mirror's own index says",
-        "the mirror is between two updates, or a proxy changes what it serves: try again, then look at the proxy",
-    ),
-    Fault(r"407 Proxy [Aa]uthentication [Rr]equired", RemoteError, "the proxy wants a login (407)",
-          "put the user and password into http_proxy and https_proxy of the environment, and leave out image.proxy"),
+    Fault(r"DO NOT MATCH THE HASHES[^\n]*\n\s+(?P<what>\S+) from (?P<url>\S+).*?"
+          r"Expected sha256 (?P<want>[0-9a-f]{64}).*?Got\s+(?P<got>[0-9a-f]{64})",
+          IntegrityError, "{what}: {url} has sha256 {got}; the lock holds {want}",
+          "the wheel was replaced or cut short: compare it with a copy that you trust before you lock it again"),
+    Fault(r"Failed to fetch (?P<url>\S+)  (?:Hash Sum mismatch|File has unexpected size)",
+          IntegrityError, "{url} is not what the mirror's own list says",
+          "the mirror is between two updates, or a proxy changes what it serves: try again, then look at the proxy"),
+    Fault(r"407 Proxy Authentication Required", RemoteError, "the proxy wants a login (407)", PROXY),
     Fault(r"\b401 Client Error: [^\n]*? for url: (?P<url>\S+)", RemoteError, "{url}: 401, the login is refused", LOGIN),
-    Fault(r"\b403 Client Error: [^\n]*? for url: (?P<url>\S+)", RemoteError, "{url}: 403, this user may not read it", FORBIDDEN),
+    Fault(r"\b403 Client Error: [^\n]*? for url: (?P<url>\S+)", RemoteError,
+          "{url}: 403, this user may not read it", FORBIDDEN),
     Fault(r"\b(?P<status>5\d\d) Server Error: [^\n]*? for url: (?P<url>\S+)", RemoteError, "{url}: {status}", BROKEN),
     Fault(r"Failed to fetch (?P<url>\S+)  401 ", RemoteError, "{url}: 401, the login is refused", APT_LOGIN),
     Fault(r"Failed to fetch (?P<url>\S+)  403 ", RemoteError, "{url}: 403, this user may not read it", APT_LOGIN),
-    Fault(r"(?P<why>certificate has expired|Hostname mismatch[^(\n]*|IP address mismatch[^(\n]*)", RemoteError,
-          "the index shows a certificate that does not hold: {why}", "renew it, or ask under the name it was made for"),
-    Fault(r"CERTIFICATE_VERIFY_FAILED[^\n]*certificate verify failed(?:: (?P<why>[^(\n]+?))? *\(_ssl", RemoteError,
+    Fault(r"Failed to fetch (?P<url>\S+)  (?P<status>5\d\d) ", RemoteError, "{url}: {status}", BROKEN),
+    Fault(r"Failed to fetch (?P<url>\S+)  Undetermined Error", RemoteError, "{url}: the download stopped early", CUT),
+    Fault(r"certificate verify failed: (?P<why>certificate has expired|Hostname mismatch[^(\n]*|IP address mismatch[^(\n]*)",
+          RemoteError, "the index's certificate does not hold: {why}", "renew it, or ask under a name that it was made for"),
+    Fault(r"certificate verify failed(?:: (?P<why>[^(\n]+?))? *\(_ssl", RemoteError,
           "the index's certificate is not trusted: {why}", AUTHORITY),
-    Fault(r"Certificate verification failed: (?P<why>The certificate is NOT trusted\. [^\n]+?)\.? +Could not handshake", RemoteError,
-          "the Debian mirror's certificate is not trusted: {why}", AUTHORITY),
+    Fault(r"Certificate verification failed: (?P<why>The certificate is NOT trusted\. [^\n]+?)\.? +Could not handshake",
+          RemoteError, "the Debian mirror's certificate does not hold: {why}", AUTHORITY),
     Fault(r"host='(?P<host>[^']+)'[^\n]*too many (?P<status>\d+) error responses", RemoteError,
           "{host}: {status}, again and again", BROKEN),
-    Fault(r"(?:host='(?P<host>[^']+)'|Failed to fetch \w+://(?P<at>[^/\s]+)|Could not connect to (?P<to>[^\s:]+))[^\n]*"
-          rf"(?P<why>{SILENT})", RemoteError, "{host}{at}{to} cannot be reached: {why}", NETWORK),
     Fault(r"not enough bytes were received \((?P<how>[^)\n]+)\)\s+\S+ URL: (?P<url>\S+)", RemoteError,
-          "{url}: the download stopped at {how}", "the index or a proxy cuts it short: try again"),
+          "{url}: the download stopped at {how}", CUT),
+    Fault(rf"(?:host='(?P<host>[^']+)'|Failed to fetch \w+://(?P<at>[^/\s]+))[^\n]*(?P<why>{SILENT})", RemoteError,
+          "{host}{at} cannot be reached: {why}", NETWORK),
     Fault(rf"(?P<why>{SILENT})", RemoteError, "the network does not answer: {why}", NETWORK),
     Fault(r"No matching distribution found for (?P<what>[^\s;]+)", BuilderError, "no wheel of {what} was found", WHEEL),
-    Fault(r"E: (?:Unable to locate package (?P<what>\S+)|Package '(?P<name>[^']+)' has no installation candidate)", BuilderError,
-          "no Debian package {what}{name} was found", "name sources of the base image's release in image.apt.sources"),
-)  # fmt: skip
+    Fault(r"E: (?:Unable to locate package (?P<what>\S+)|Package '(?P<name>[^']+)' has no installation candidate)",
+          BuilderError, "no Debian package {what}{name} was found",
+          "name sources of the base image's release in image.apt.sources"),
+)
+# fmt: on
 
 
 def classify(output: str, *, step: str = "") -> BuilderError | None:

@@ -139,7 +139,7 @@ def _login(own: Index, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]
             raise ConfigError(f"image.index.{key} names {name}, which is not set", hint=f"export {name}=...")
         if not re.fullmatch(r"[!-~]+", value):
             hint = "put it into pip's own index-url, percent-encoded (pip config set global.index-url), and image.index: true"
-            raise ConfigError(f"image.index.{key}: {name or value!r} holds a blank or a letter that is not ASCII", hint=hint)
+            raise ConfigError(f"image.index.{key}: {name or value} holds a blank or a letter that is not ASCII", hint=hint)
         values.append(value)
     return dict.fromkeys(_hosts(own.url), (values[0], values[1]))
 

@@ -109,8 +109,8 @@ def namespace() -> Iterator[Path]:
     """A network namespace with a loopback device that is up, and nothing else."""
     with subprocess.Popen(["unshare", "--net", "sleep", "infinity"]) as holder:
         try:
-            path, own = Path(f"/proc/{holder.pid}/ns/net"), os.readlink("/proc/self/ns/net")
-            wait(lambda: os.readlink(path) != own, "a namespace")
+            path, own = Path(f"/proc/{holder.pid}/ns/net"), Path("/proc/self/ns/net").readlink()
+            wait(lambda: path.readlink() != own, "a namespace")
             within(path, loopback)
             yield path
         finally:

@@ -131,7 +131,7 @@ def test_the_log_becomes_steps_and_a_failure_with_its_own_lines() -> None:
     assert recorder.ends == [("image: base 1/2", "cached"), ("image: base 2/2", ""), ("image: wheels 3/3", "failed")]
     assert "Get:1 http://deb.example.com" in recorder.notes
     error = log.failure(1, ["docker"])
-    assert error.message.startswith("image build failed in step wheels 3/3: RUN sh /steps/wheels")
+    assert error.message.startswith("image build failed in step wheels 3/3: ")
     assert "torch==9" in error.message
     assert "Get:1" not in error.message
     assert "wheelhouse" in error.hint
