@@ -248,12 +248,13 @@ def build_image(
     no_cache: bool = False,
     pinned_base: str = "",
     oci: Path | None = None,
+    environ: Mapping[str, str] | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
     """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
 
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
-    oci: a new or empty folder for the same image as an OCI layout, for a bake.
+    oci: a new or empty folder for the same image as an OCI layout, for a bake.  environ: variables that image.index names.
     """
     from builder.image import context, engine, inspect, lint, machine
 
@@ -263,7 +264,7 @@ def build_image(
     name = tag or f"{image.repository}:{image.tag}"
     with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
         archive = Path(private) / "image.tar"
-        given = machine.gather(loaded, Path(private))
+        given = machine.gather(loaded, Path(private), environ)
         made = context.write(Path(private) / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
         options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base, given.environ)
         built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)

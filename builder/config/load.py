@@ -213,7 +213,7 @@ def _quote_hint(node: yaml.Node, kind: str, key: Key) -> str:
 
 def _private(key: Key, value: str) -> bool:
     """Whether what stands there may be a password: it is refused without being repeated."""
-    return key[-1:] in (("token",), ("password",)) or bool(re.search(r"://.*@", value))
+    return key[-1:] in (("token",), ("password",)) or bool(re.search(r"://.*@|:[^/]*@", value))
 
 
 def _shown(node: yaml.ScalarNode) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
 import re
 import shlex
 import shutil
@@ -84,9 +83,10 @@ class BuiltImage:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """secrets: id to file. network: of RUN lines. no_cache: run every step again. environ: variables for the client.
+    """secrets: id to file. network: of RUN lines. no_cache: run every step again.
 
     pinned_base: digest that the base image must have, or "" where none is pinned yet.
+    environ: variables of the build's client, without secrets.
     """
 
     secrets: Mapping[str, Path] = field(default_factory=dict)
@@ -144,7 +144,7 @@ def build(
             hint="pull the pinned one, or accept the new one with `builder build --update-base`",
         )
     started = time.monotonic()
-    _stream(_command(folder, reference, archive, backend, options), progress, options.environ)
+    _stream(_command(folder, reference, archive, backend, options), progress)
     if backend.archives:
         built = from_archive(archive, reference)
     else:
@@ -243,7 +243,8 @@ def _need_digests(backend: Backend) -> None:
 
 def _command(folder: Path, reference: str, archive: Path, backend: Backend, options: Options) -> list[str]:
     docker = ["docker", "buildx", "build"] if backend.buildx else ["docker", "build"]
-    command = ["env", "DOCKER_BUILDKIT=1", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", *docker, "--progress=plain"]
+    given = [f"{name}={value}" for name, value in options.environ.items()]  # no passwords: everybody may read arguments
+    command = ["env", "DOCKER_BUILDKIT=1", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", *given, *docker, "--progress=plain"]
     command += [f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}"]
     command += [f"--build-arg={name}" for name in PROXIES]  # without a value: the client's own, where it has one
     command += [f"--secret=id={name},src={path}" for name, path in sorted(options.secrets.items())]
@@ -259,13 +260,10 @@ def _command(folder: Path, reference: str, archive: Path, backend: Backend, opti
     return [*command, str(folder)]
 
 
-def _stream(command: list[str], progress: Progress, environ: Mapping[str, str]) -> None:
+def _stream(command: list[str], progress: Progress) -> None:
     """Run the build, telling each step to `progress` as it starts and ends."""
     log = Log(progress)
-    env = {**os.environ, **environ}
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
-    ) as child:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         assert child.stdout is not None
         try:
             for line in child.stdout:

@@ -37,7 +37,10 @@ APT_AUTH = (Path("/etc/apt/auth.conf"), Path("/etc/apt/auth.conf.d"))
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """secrets: id to file, for BuildKit. wheelhouse: a folder of wheels, or None. environ: variables for the build's client."""
+    """secrets: id to file, for BuildKit. wheelhouse: a folder of wheels, or None.
+
+    environ: variables of the build's client, without secrets.
+    """
 
     secrets: dict[str, Path]
     wheelhouse: Path | None
@@ -47,13 +50,30 @@ class Given:
 def gather(loaded: Loaded, private: Path, environ: Mapping[str, str] | None = None) -> Given:
     """What builder.yaml names, else what this machine's own pip and apt use. private: a folder only this user can read.
 
-    environ: the variables of this process, unless given. Raises ConfigError if builder.yaml names a file or a variable
+    environ: the variables that image.index may name. Raises ConfigError if builder.yaml names a file or a variable
     that is not there, or a login that netrc cannot hold.
     """
-    image, environ = loaded.spec.image, os.environ if environ is None else environ
-    pip = pip_settings()
-    secrets = _authorities(loaded, pip) | _index(image, pip, private, environ) | _apt(loaded, private)
+    image, pip = loaded.spec.image, pip_settings()
+    secrets = _authorities(loaded, pip) | _index(image, pip, private, environ or {}) | _apt(loaded, private)
     return Given(secrets, wheelhouse(loaded, pip), proxies(image))
+
+
+def pip_environment(image: Image, secrets: Mapping[str, Path]) -> dict[str, str]:
+    """Variables for a pip of this machine that asks what the build will ask. secrets: as `gather` gave them.
+
+    Over this process's own variables, because pip puts variables before every configuration file. An empty one counts as
+    none, so where nothing is to be trusted without a certificate the name is one that cannot be. REQUESTS_CA_BUNDLE goes
+    with PIP_CERT, which loses to it (psf/requests#3829).
+    """
+    found = {"PIP_NO_INPUT": "1"}
+    if isinstance(image.index, Index):
+        found |= {"PIP_INDEX_URL": image.index.url, "PIP_EXTRA_INDEX_URL": " ".join(image.index.extra) or image.index.url}
+        found |= {"PIP_TRUSTED_HOST": "none.invalid"}
+    if "netrc" in secrets:
+        found["NETRC"] = str(secrets["netrc"])
+    if "ca" in secrets:
+        found |= dict.fromkeys(("PIP_CERT", "REQUESTS_CA_BUNDLE"), str(secrets["ca"]))
+    return found | proxies(image)
 
 
 def wheelhouse(loaded: Loaded, pip: dict[str, str] | None = None) -> Path | None:

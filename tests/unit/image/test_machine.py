@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import netrc
+import os
+import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from builder import pipeline
 from builder.config.load import Loaded, load
 from builder.errors import ConfigError
 from builder.image import machine
+from tests.servers.index import Index, Login, certify
 
 YAML = """
 version: 1
@@ -235,3 +242,33 @@ def test_the_files_proxies_keep_the_environments_out(loaded: Loaded, tmp_path: P
         **dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://proxy.example.com:3128"),
         **dict.fromkeys(("no_proxy", "NO_PROXY"), ".example.com"),
     }
+
+
+def test_pip_on_this_machine_asks_the_files_index(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a lock: with its authority and login, whatever pip is set to here."""
+    for name in ("tls", "wheels", "private"):
+        (tmp_path / name).mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "closed_demo-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("closed_demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: closed-demo\nVersion: 1.0\n")
+        wheel.writestr("closed_demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("closed_demo-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://192.0.2.1/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "127.0.0.1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    login = Login("robot", 'p@ss"w\\d')
+    with Index(tmp_path / "wheels", certify(tmp_path / "tls", "Root"), login) as index:
+        lines = f"  ca_bundle: {tmp_path}/tls/ca.pem\n" + LOGIN.replace("https://Packages.example.com:8443/simple", index.url)
+        described = with_image(loaded, lines)
+        given = machine.gather(described, tmp_path / "private", {"INDEX_PASSWORD": login.password})
+        env = {**os.environ, **machine.pip_environment(described.spec.image, given.secrets)}
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path / "got"), "closed-demo"]
+        done = subprocess.run(pip, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "got" / "closed_demo-1.0-py3-none-any.whl").is_file()
+    assert index.paths(200)[-1] == "/files/closed_demo-1.0-py3-none-any.whl"
+
+
+def test_a_rendered_dockerfile_names_no_index_and_no_login(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEX_PASSWORD", "p4ssw0rd")
+    text = pipeline.render_image(with_image(loaded, LOGIN + "\n  proxy: {http: 'http://proxy.example.com:3128'}"), "")
+    assert not re.search("p4ssw0rd|robot|INDEX_PASSWORD|packages.example.com|proxy.example.com", text, re.IGNORECASE)
