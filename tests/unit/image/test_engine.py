@@ -137,6 +137,16 @@ def test_the_log_becomes_steps_and_a_failure_with_its_own_lines() -> None:
     assert "wheelhouse" in error.hint
 
 
+def test_the_files_proxies_are_the_clients(tmp_path: Path) -> None:
+    """Valueless build arguments take them from there."""
+    options = Options(environ={"https_proxy": "http://proxy.example.com:3128", "no_proxy": ""})
+    command = engine._command(tmp_path, "r/m:1", tmp_path / "i.tar", BUILDX, options)
+    before = command[: command.index("docker")]
+    assert before[0] == "env"
+    assert {"https_proxy=http://proxy.example.com:3128", "no_proxy="} <= set(before)
+    assert "--build-arg=https_proxy" in command
+
+
 def test_a_failure_outside_any_step_shows_the_last_lines_and_the_command() -> None:
     log = Log(NoProgress())
     log.feed("ERROR: failed to solve: no space left on device")
