@@ -242,11 +242,13 @@ def render_image(loaded: Loaded, manifest: str) -> str:
     return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
 
 
-def lock_image(loaded: Loaded) -> Lock:
-    """Every wheel of the image, pinned and hashed, in layers. Asks the package index."""
+def lock_image(loaded: Loaded, environ: Mapping[str, str]) -> Lock:
+    """Every wheel of the image, pinned and hashed, in layers. Asks the package index. environ: of the resolver."""
     from builder.image import machine, resolve
 
-    return resolve.resolve(loaded.spec, machine.index(loaded))
+    with tempfile.TemporaryDirectory(prefix="builder-lock-") as private:
+        given = machine.gather(loaded, Path(private), environ)
+        return resolve.resolve(loaded.spec, machine.places(loaded, given, environ))
 
 
 def build_image(
@@ -257,12 +259,13 @@ def build_image(
     no_cache: bool = False,
     pinned_base: str = "",
     oci: Path | None = None,
+    environ: Mapping[str, str] | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
     """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
 
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
-    oci: a new or empty folder for the same image as an OCI layout, for a bake.
+    oci: a new or empty folder for the same image as an OCI layout, for a bake.  environ: variables that image.index names.
     """
     from builder.image import context, engine, inspect, lint, machine
 
@@ -272,9 +275,9 @@ def build_image(
     name = tag or f"{image.repository}:{image.tag}"
     with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
         archive = Path(private) / "image.tar"
-        given = machine.gather(loaded, Path(private))
+        given = machine.gather(loaded, Path(private), environ)
         made = context.write(Path(private) / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse)
-        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base)
+        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base, given.environ)
         built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
         findings = inspect.scan(archive, progress=progress)
         if findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ def command(session: Session, file: Path | None, tag: str | None, no_cache: bool
         no_cache=no_cache,
         pinned_base=pinned,
         oci=oci,
+        environ=os.environ,
         progress=session.progress,
     )
     values = {"base": built.base, "base_digest": built.base_digest, "digest": built.digest, "reference": built.reference}

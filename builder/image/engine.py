@@ -6,7 +6,8 @@ times (the image exporter refuses: `"rewrite-timestamp" conflicts with "unpack"`
 description have the same digest. The archive's manifest is the image's manifest, so its digest is the registry's.
 
 Secrets go through BuildKit's secret mounts, as files in a folder that only this user can read: the certificate
-authorities (ca), pip's index settings (pip_conf), apt's sources (apt_sources). No ARG, ENV or COPY ever holds one.
+authorities (ca), pip's index and its logins (pip_conf, netrc), apt's sources and theirs (apt_sources,
+apt_auth). No ARG, ENV or COPY ever holds one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import IO, Any, ClassVar, cast
 
 from builder import process
 from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
+from builder.image import faults
 from builder.image.dockerfile import EPOCH
 from builder.progress import NoProgress, Progress, step
 
@@ -84,12 +86,14 @@ class Options:
     """secrets: id to file. network: of RUN lines. no_cache: run every step again.
 
     pinned_base: digest that the base image must have, or "" where none is pinned yet.
+    environ: variables of the build's client, without secrets.
     """
 
     secrets: Mapping[str, Path] = field(default_factory=dict)
     network: str = "default"
     no_cache: bool = False
     pinned_base: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def find() -> Backend:
@@ -239,7 +243,8 @@ def _need_digests(backend: Backend) -> None:
 
 def _command(folder: Path, reference: str, archive: Path, backend: Backend, options: Options) -> list[str]:
     docker = ["docker", "buildx", "build"] if backend.buildx else ["docker", "build"]
-    command = ["env", "DOCKER_BUILDKIT=1", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", *docker, "--progress=plain"]
+    given = [f"{name}={value}" for name, value in options.environ.items()]  # no passwords: everybody may read arguments
+    command = ["env", "DOCKER_BUILDKIT=1", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", *given, *docker, "--progress=plain"]
     command += [f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}"]
     command += [f"--build-arg={name}" for name in PROXIES]  # without a value: the client's own, where it has one
     command += [f"--secret=id={name},src={path}" for name, path in sorted(options.secrets.items())]
@@ -319,6 +324,9 @@ class Log:
         tail = self.output.get(self.failed, self.last)
         said = "".join(f"\n  {line}" for line in tail if line.strip())
         what = f"image build failed in step {name}" if name else f"exit status {status} from: {shlex.join(command)}"
+        known = faults.classify(said, step=name)
+        if known is not None:
+            return known
         return BuilderError(f"{what}{said}", hint=_hint(said), where={"step": name} if name else None)
 
     def _end(self, number: str, text: str) -> None:

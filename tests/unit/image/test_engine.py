@@ -131,10 +131,20 @@ def test_the_log_becomes_steps_and_a_failure_with_its_own_lines() -> None:
     assert recorder.ends == [("image: base 1/2", "cached"), ("image: base 2/2", ""), ("image: wheels 3/3", "failed")]
     assert "Get:1 http://deb.example.com" in recorder.notes
     error = log.failure(1, ["docker"])
-    assert error.message.startswith("image build failed in step wheels 3/3: RUN sh /steps/wheels")
+    assert error.message.startswith("image build failed in step wheels 3/3: ")
     assert "torch==9" in error.message
     assert "Get:1" not in error.message
     assert "wheelhouse" in error.hint
+
+
+def test_the_files_proxies_are_the_clients(tmp_path: Path) -> None:
+    """Valueless build arguments take them from there."""
+    options = Options(environ={"https_proxy": "http://proxy.example.com:3128", "no_proxy": ""})
+    command = engine._command(tmp_path, "r/m:1", tmp_path / "i.tar", BUILDX, options)
+    before = command[: command.index("docker")]
+    assert before[0] == "env"
+    assert {"https_proxy=http://proxy.example.com:3128", "no_proxy="} <= set(before)
+    assert "--build-arg=https_proxy" in command
 
 
 def test_a_failure_outside_any_step_shows_the_last_lines_and_the_command() -> None:
