@@ -29,11 +29,11 @@ from builder.errors import BuilderError
 from builder.format.phases import unaccounted
 from builder.runtime import gpu, warmup
 from builder.runtime.children import Child, Children
-from builder.runtime.engines import ENGINES, Launch
+from builder.runtime.engines import Launch, check
 from builder.runtime.gate import Gate
 from builder.runtime.http import interface, listening, status_of
 from builder.runtime.record import Recorder, log
-from builder.runtime.settings import Settings
+from builder.runtime.settings import Settings, environment
 from builder.runtime.weights import Found, find
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -69,9 +69,9 @@ class Serve:
     def __init__(self, settings: Settings, recorder: Recorder, began: float) -> None:
         self.settings, self.recorder = settings, recorder
         self.state = State(began)
-        self.engine = ENGINES[settings.engine]
+        self.engine = check(settings.engine, settings.engine_args)
         self.state.engine_port = _free_port() if settings.queue else settings.port
-        self.gate = Gate(settings.queue_limit, self.state.engine_port) if settings.queue else None
+        self.gate = Gate(settings.queue_limit, self.state.engine_port, self.engine.protocol) if settings.queue else None
         if not settings.queue and settings.host not in ("0.0.0.0", "::"):
             self.state.engine_host = settings.host
 
@@ -183,10 +183,11 @@ class Serve:
         self._enter("engine")
         settings, port = self.settings, self.state.engine_port
         host = "127.0.0.1" if self.gate else settings.host
-        command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args))
+        command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args, settings.gpu))
         with self.recorder.phase("engine_init") as detail:
             keep = () if found.lease.fd is None else (found.lease.fd,)
-            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep)
+            env = environment(command.env)
+            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep, env=env)
             detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
             log("engine", f"{settings.engine} started, process {child.pid}")
             child.ended.add_done_callback(lambda _: self._engine_ended(child))
@@ -209,8 +210,9 @@ class Serve:
         self._enter("warm-up")
         settings, name, host = self.settings, found.manifest.name, self.state.engine_host
         url = f"http://{f'[{host}]' if ':' in host else host}:{self.state.engine_port}"
+        protocol = self.engine.protocol
         with self.recorder.phase("first_token") as detail:
-            detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S)))
+            detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S, protocol=protocol)))
         if self.stopped.done():
             return
 
@@ -219,7 +221,8 @@ class Serve:
 
         start = time.time()
         batch, tokens, budget_s = settings.warmup_batch, settings.warmup_tokens, settings.warmup_s
-        shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s, clock=clock))
+        level = warmup.level_of(protocol)
+        shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s, clock=clock, level=level))
         if self.stopped.done():
             return
         self.recorder.add("stable", start, time.time(), {"shapes": [shape.to_json() for shape in shapes]})

@@ -126,6 +126,11 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `more` in it, for a child."""
+    return {**os.environ, **more}
+
+
 def control_port() -> int:
     """BUILDER_CONTROL_PORT alone, for the exec probe. Raises ConfigError."""
     text = os.environ.get("BUILDER_CONTROL_PORT", "").strip() or CONTROL_PORT
