@@ -39,17 +39,29 @@ def command(launch: Launch) -> Command:
 
 
 def _repository(launch: Launch, work: Path) -> Path:
-    """The folder of models, in which one has the served name."""
-    tops = {Path(f.path).parts[0] for f in launch.manifest.files if len(Path(f.path).parts) > 1}
-    alone = {f.path for f in launch.manifest.files}
-    if "config.pbtxt" not in alone and not any(top.isdigit() for top in tops):
-        if launch.name in tops:
-            return launch.folder
+    """A folder of links to the models, one of which has the served name. The restored folder itself holds more than models
+    (.builder/), and Triton takes every folder for one.
+    """
+    paths = [Path(f.path) for f in launch.manifest.files]
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    alone = Path("config.pbtxt") in paths or any(top.isdigit() for top in tops)
+    if not alone and launch.name not in tops:
         raise ConfigError(
             f"{launch.name}: not a model repository for this name: expected config.pbtxt, <version>/ or {launch.name}/ in it, "
             f"found {', '.join(sorted(tops)) or 'no folder'}",
             hint="push the model's own folder, or a repository under the name of the model that clients ask for",
         )
+    if alone:
+        _require_no_other_name(launch)
+    repository = work / "models"
+    repository.mkdir()
+    folders = {launch.name: launch.folder} if alone else {top: launch.folder / top for top in tops}
+    for name, folder in folders.items():
+        (repository / name).symlink_to(folder)
+    return repository
+
+
+def _require_no_other_name(launch: Launch) -> None:
     config = launch.folder / "config.pbtxt"
     said = _NAME.search(config.read_text(errors="replace")) if config.is_file() else None
     if said and said[1] != launch.name:
@@ -57,10 +69,6 @@ def _repository(launch: Launch, work: Path) -> Path:
             f"{launch.name}: its config.pbtxt says name: {said[1]!r}, and Triton takes a model under its folder's name only",
             hint="remove the name from config.pbtxt, or push the model under that name",
         )
-    repository = work / "models"
-    repository.mkdir()
-    (repository / launch.name).symlink_to(launch.folder)
-    return repository
 
 
 def _server(work: Path) -> tuple[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -139,12 +138,14 @@ def files(folder: Path, *paths: str) -> tuple[str, ...]:
     return paths
 
 
-def test_a_model_repository_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pytriton", None)  # as in an image with a tritonserver on the PATH
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_a_model_repository_is_served_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no wheel: the tritonserver on the PATH
     listed = files(tmp_path, "m/config.pbtxt", "m/1/model.py", "other/config.pbtxt")
+    files(tmp_path, ".builder/manifest")
     argv = ENGINES["triton"].command(launch("--log-verbose=1", folder=tmp_path, files=listed)).argv
-    assert argv[:3] == ["tritonserver", "--model-repository", str(tmp_path)]
+    assert argv[:2] == ["tritonserver", "--model-repository"]
+    assert sorted(p.name for p in Path(argv[2]).iterdir()) == ["m", "other"]
+    assert (Path(argv[2]) / "m" / "1" / "model.py").is_file()
     assert argv[3:] == [
         "--http-address", "127.0.0.1", "--http-port", "9", "--allow-grpc=false", "--allow-metrics=false", "--log-verbose=1"
     ]  # fmt: skip
