@@ -83,10 +83,14 @@ def _server(work: Path) -> tuple[str, list[str]]:
             f"nvidia-pytriton has no stub for Python {sys.version_info[0]}.{sys.version_info[1]}: {stub} is missing",
             hint="choose another image.python",
         )
-    backend = work / "backends" / "python"
+    # Laid out as the wheel is, for the stub looks for libraries in ../../../../nvidia_pytriton.libs. The stub is a copy: Triton
+    # changes its mode before it runs it, which only the owner of a file may do.
+    backend = work / "pytriton" / "tritonserver" / "backends" / "python"
     backend.mkdir(parents=True)
-    for file in (*(wheel / "backends" / "python").iterdir(), stub):
+    for file in (wheel / "backends" / "python").iterdir():
         (backend / file.name).symlink_to(file)
+    shutil.copy(stub, backend)
+    (work / "nvidia_pytriton.libs").symlink_to(wheel.parents[1] / "nvidia_pytriton.libs")
     return str(wheel / "bin" / "tritonserver"), ["--backend-directory", str(backend.parent)]
 
 
