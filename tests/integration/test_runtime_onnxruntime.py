@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 
+from builder.config.spec import Expect, Load, Verify, Warmup
+from builder.config.spec import Serve as Serving
 from builder.engines.local import LocalEngine
 from builder.format.phases import parse_lines
 from builder.models.resolve import ModelRef, resolve
 from builder.runtime import v2
 from builder.runtime.drive import asking, run_level
 from builder.stores.open import open_store
+from builder.transfer.manifests import read_manifest
+from builder.transfer.source import open_source
+from builder.verify.launch import Launch
+from builder.verify.run import verify_in_place
 from builder.weights.push import push
 from builder.weights.split import plan
 from tests.integration.test_runtime import Served, gone
@@ -139,3 +145,18 @@ def test_selftest_finds_a_missing_text(serve: Serve) -> None:
     code, result = selftest(serve("linear"), "--contains", "pacific")
     assert code == 7
     assert any("'pacific' is not in" in failure for failure in result["failures"])
+
+
+def test_verify_in_place_asks_in_tensors(store: Path) -> None:
+    """The whole of `builder verify --in-place`: the question, the load and the checks speak the engine's protocol."""
+    source = open_source(str(store))
+    manifest = read_manifest(source, "tokens")
+    launch = Launch(
+        "tokens", manifest.digest, str(store), "onnxruntime", serve=Serving(warmup=Warmup(batch=(1, 2), tokens=(8,)))
+    )
+    asked = Verify(gpu="none", expect=Expect(contains='"embeddings"'), load=Load(concurrency=(1, 3), requests=6))
+    report = verify_in_place(launch, asked, environ=os.environ)
+    assert [check for check in report.checks if not check.ok] == []
+    assert {"answer.contains", "answer.deterministic", "load.1", "load.3"} <= {check.id for check in report.checks}
+    assert json.loads(report.answer.text)[0]["datatype"] == "FP32"
+    assert all(level.tokens_per_s > 0 for level in report.load)
