@@ -136,6 +136,27 @@ def test_a_context_that_fails_is_recorded_and_refuses_nothing(start: Start) -> N
     assert timed.detail["error"] == "cuDevicePrimaryCtxRetain: CUDA_ERROR_OUT_OF_MEMORY (2)"
 
 
+def test_a_context_that_hangs_does_not_outlive_the_start(start: Start) -> None:
+    """It would hold device memory that the engine needs."""
+    served = start(FAKECUDA_FAULT="cuDevicePrimaryCtxRetain=hang")
+    served.until(lambda: asking(served) != [])
+    served.until_ready()
+    served.until(lambda: asking(served) == [])
+
+
+def asking(served: Served) -> list[str]:
+    """The programs that this server has ask the driver."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent, command = (path / "stat").read_text().rpartition(")")[2].split()[1], (path / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == served.process.pid and "cuda.py" in command:
+            found.append(path.name)
+    return found
+
+
 @pytest.mark.parametrize("mode", ["none", "auto"])
 def test_without_a_need_no_driver_is_loaded(start: Start, tmp_path: Path, mode: str) -> None:
     """auto looks only where the container runtime has put a device; where this test runs with one, it may look."""

@@ -22,6 +22,7 @@ import pytest
 from builder import __version__
 from builder.runtime import v2
 from builder.runtime.v2_server import Limits, Refused, Server, Spec
+from builder.runtime.warmup import level_of
 
 ROOT = Path(__file__).parents[3]
 HEADER = "Inference-Header-Content-Length"
@@ -162,6 +163,26 @@ def test_the_client_and_the_server_agree(server: Server) -> None:
     n, t, z = v2.infer(url, "m", v2.prompt_inputs(model, "a b"), timeout_s=10)
     assert (n.name, n.shape, t.data) == ("n2", (1, 2), struct.pack("<I", 3) + b"b a")
     assert z.summary()["first"] == [float("inf")]
+
+
+@pytest.mark.parametrize(("first", "asked"), [(-1, [(3, 5)]), (1, [(1, 5)])])
+def test_a_batch_is_one_request_where_the_model_takes_batches(
+    server: Server, monkeypatch: pytest.MonkeyPatch, first: int, asked: list[tuple[int, int]]
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def infer(inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        shapes.append(inputs["x"].shape)
+        return [inputs["x"]]
+
+    spec = (Spec("x", "FP32", (first, -1)),)
+    for name, value in {"inputs": spec, "outputs": spec, "infer": infer}.items():
+        monkeypatch.setattr(server.model, name, value)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    report = level_of("v2")(url, "m", concurrency=3, requests=3, prompt_tokens=5, max_tokens=1, timeout_s=10, seed=1)
+    # One may run and one may wait here, so of three single ones at once, some may be turned away.
+    assert (shapes if first < 0 else list(set(shapes))) == asked
+    assert report.tokens == 3 - report.errors
 
 
 @pytest.mark.parametrize(
