@@ -54,6 +54,8 @@ PINNED = {
     "obstore": {"transfer/", "stores/s3.py"},
     "awscrt": {"transfer/checksum.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
+    "onnxruntime": {"runtime/onnxruntime.py"},
+    "numpy": {"runtime/v2_tensors.py"},
     "cryptography": {"weights/sign.py"},
     "cyclonedx": {"image/attest/"},
     "packageurl": {"image/attest/"},
