@@ -41,6 +41,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
     python_image = bool(re.match(r"(.*/)?python:", image.base))  # the official image: its own Python, outside dpkg
     debian_python = () if python_image else ("libpython3-stdlib", "python3")
     compiler = COMPILER if compiles(image) and image.final != "distroless" else ()
+    extra = sorted(name for name in plan.apt if not (python_image and name.startswith("libpython")))
     env = environment(spec, plan, manifest)
     labels = _labels(spec, plan, lock, manifest)
     _refuse(env, "environment")
@@ -52,7 +53,8 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         base=image.base,
         python=image.python,
         cuda_text=f"CUDA {image.cuda}" if plan.min_driver_cuda else "for CPUs",
-        apt=sorted({*SYSTEM, *plan.apt, *debian_python}),
+        apt=sorted({*SYSTEM, *debian_python}),
+        extra=extra,
         build_apt=["binutils"] if python_image else ["binutils", "python3-venv"],
         dev_apt=DEV if python_image else ("python3-venv", *DEV),
         apt_secrets=APT_SECRETS,
@@ -62,7 +64,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         link="--link " if link else "",
         compiler=compiler,
         final=image.final,
-        parent={"distroless": "scratch"}.get(image.final, "compiler" if compiler else "base"),
+        parent="scratch" if image.final == "distroless" else "compiler" if compiler else "system" if extra else "base",
         stage="final" if image.final == "slim" else f"final-{image.final}",
         imports=list(plan.imports),
         env=env,

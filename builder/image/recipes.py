@@ -137,10 +137,14 @@ def _onnxruntime(image: Image) -> Recipe:
 
 
 def _triton(image: Image) -> Recipe:
-    """Triton Inference Server as nvidia-pytriton bundles it: the server, its HTTP and gRPC ends, the Python backend."""
+    """Triton Inference Server as nvidia-pytriton bundles it: the server, its HTTP and gRPC ends, the Python backend.
+
+    That backend is linked against libpython, which Debian's python3 does not bring.
+    """
     return Recipe(
         (f"nvidia-pytriton=={image.engine.version}",),
         engine=("nvidia-pytriton",),
+        apt=(f"libpython{image.python}",),
         imports=("numpy", "pytriton"),
         min_driver_cuda=_driver(image),
     )

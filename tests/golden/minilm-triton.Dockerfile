@@ -52,8 +52,14 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py engine 1
 
+# system: libraries of the system that only this engine needs.
+FROM base AS system
+RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
+    sh /steps/apt libpython3.11
+
 # libraries: every layer, in the order of how seldom it changes.
-FROM base AS libraries
+FROM system AS libraries
 COPY --link --from=wheels-runtime /out/1/ /
 COPY --link --from=wheels-deps /out/1/ /
 COPY --link --from=wheels-engine /out/1/ /
