@@ -10,7 +10,7 @@ import click
 
 from builder.cli.common import Session, file_option, options, table
 from builder.errors import BuilderError, ConfigError, printable
-from builder.units import format_size, parse_size
+from builder.units import count, format_size, parse_size
 
 if TYPE_CHECKING:
     from builder.image.finding import ScanReport
@@ -136,7 +136,7 @@ def _archive(image: str, work: Path) -> Path:
 def _clean(found: ScanReport) -> str:
     lines = [
         f"{found.reference}: no secrets and no weights found",
-        f"{found.files} files in {found.layers} layers, {format_size(found.size)} unpacked, {found.platform}",
+        f"{count(found.files, 'file')} in {count(found.layers, 'layer')}, {format_size(found.size)} unpacked, {found.platform}",
     ]
     lines += [f"not read: {', '.join(found.others)} in the same archive; name one with --platform"] if found.others else []
     lines += [f"not opened, searched as it lies: {printable(one)}" for one in found.unread[:20]]

@@ -58,18 +58,21 @@ class Archive:
     beside: tuple[str, ...]
     _source: Layout
 
-    def layer(self, blob: Blob) -> Stream:
-        """The unpacked tar of a layer. Read it to its end and pass it to `check`."""
-        return Stream(self._source.open(blob.name), f"layer {blob.digest[:19]}")
-
-    def check(self, blob: Blob, stream: Stream) -> None:
-        """Drain the stream; raises IntegrityError if its bytes are not those of the layer's digest."""
-        stream.drain()
+    @contextlib.contextmanager
+    def layer(self, blob: Blob) -> Iterator[Stream]:
+        """The unpacked tar of a layer. Raises IntegrityError at the end if its bytes are not those of its digest."""
+        with self._source.open(blob.name) as file:
+            stream = Stream(file, f"layer {blob.digest[:19]}")
+            yield stream
+            stream.drain()
         if blob.name.startswith("blobs/sha256/") and (found := stream.raw.sha256.hexdigest()) != blob.name[13:]:
             raise IntegrityError(f"layer {blob.digest}: its bytes have the digest sha256:{found}")
 
-    def open(self, name: str) -> Stream:
-        return Stream(self._source.open(name), name)
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Stream]:
+        """Another blob."""
+        with self._source.open(name) as file:
+            yield Stream(file, name)
 
 
 @contextlib.contextmanager

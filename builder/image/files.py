@@ -60,22 +60,21 @@ class Contents:
 
 def read(image: Archive, blob: Blob) -> Contents:
     """The layer `blob`, read once to its end."""
-    stream = image.layer(blob)
     packer = _Packer()
     entries: list[Entry] = []
     records: dict[str, bytes] = {}
     links: dict[str, str] = {}
-    for member in members(stream, stream.where):
-        entry = Entry(member.name, member.kind, member.size)
-        entries.append(entry)
-        if member.kind == "link" and "/" not in member.name:
-            links[member.name] = member.link
-        keep = bool(member.size and _is_record(member.name))
-        kept = packer.add(entry, member, keep=keep)
-        if keep:
-            records[member.name] = kept
-    packer.flush()
-    image.check(blob, stream)
+    with image.layer(blob) as stream:
+        for member in members(stream, stream.where):
+            entry = Entry(member.name, member.kind, member.size)
+            entries.append(entry)
+            if member.kind == "link" and "/" not in member.name:
+                links[member.name] = member.link
+            keep = bool(member.size and _is_record(member.name))
+            kept = packer.add(entry, member, keep=keep)
+            if keep:
+                records[member.name] = kept
+        packer.flush()
     packed = blob.size if stream.compression else sum(entry.packed for entry in entries)
     _scale(entries, packed)
     return Contents(blob, tuple(entries), packed, not stream.compression, records, links)

@@ -11,14 +11,17 @@ import re
 from dataclasses import dataclass
 
 _START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f][0-9A-Fa-f]))"
-_KEY_HEADERS = rb"(?:\\[rn]|\s)+(?:[A-Za-z-]{2,20}: [^\n\\]{1,100}(?:\\[rn]|\s)+){0,4}"
-_KEY_BODY = rb"(?:(?:\\[rn]|[\s\"',+])*[A-Za-z0-9+/=]){60}"
+# Every repetition is bounded, and no two that follow each other take the same bytes: a hostile file costs no more than others.
+_BREAK = rb"(?:\\[rn]|\s){1,16}"
+_KEY_HEADERS = _BREAK + rb"(?:[A-Za-z-]{2,20}: [^\n\\]{1,100}" + _BREAK + rb"){0,4}"
+_KEY_BODY = rb"(?:(?:\\[rn]|[\s\"',]){0,16}[A-Za-z0-9+/=]){60}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """fixed: one of these begins the match. near: one of them lies in a run of characters of tokens, or shortly before it
     (search.RUN, search.CONTEXT). varied: what follows has at least 5 different characters; placeholders have fewer.
+    guessable: people choose such values, so that a fingerprint would tell them.
     """
 
     kind: str
@@ -26,6 +29,7 @@ class Pattern:
     regex: re.Pattern[bytes]
     near: bool = True
     varied: bool = True
+    guessable: bool = False
 
 
 # Values that vendors' documentation and published packages print, by `search.Hit.fingerprint`.
@@ -34,6 +38,7 @@ KNOWN: frozenset[str] = frozenset(
         "33998881ecb6ca2c",  # AWS DataSync's API reference: the example of an Azure signature; in botocore
         "5de261506c0ff857",  # the hub's continuous integration; in transformers/testing_utils.py
         "bf145d9380bbe05b",  # PyJWT's README
+        "f1cdf4d3485952c9",  # joserfc's README
     }
 )
 
@@ -45,8 +50,12 @@ def _token(kind: str, fixed: str, rest: bytes) -> Pattern:
     return Pattern(kind, parts, re.compile(_START + rb"(?:" + either + rb")" + rest))
 
 
-def _text(kind: str, fixed: str, regex: bytes, *, near: bool = True, varied: bool = True) -> Pattern:
-    return Pattern(kind, tuple(one.encode() for one in fixed.split("|")), re.compile(regex), near, varied)
+def _text(kind: str, fixed: str, regex: bytes, *, near: bool = True) -> Pattern:
+    return Pattern(kind, tuple(one.encode() for one in fixed.split("|")), re.compile(regex), near)
+
+
+def _login(kind: str, fixed: str, regex: bytes, *, varied: bool = True) -> Pattern:
+    return Pattern(kind, tuple(one.encode() for one in fixed.split("|")), re.compile(regex), False, varied, guessable=True)
 
 
 _SK = rb"(?:(?:proj|svcacct|admin|None|ant|or-v1|lf)-[A-Za-z0-9_-]{32,300}|[A-Za-z0-9]{32,200})(?![A-Za-z0-9_-])"
@@ -62,10 +71,10 @@ PATTERNS: tuple[Pattern, ...] = (
     _token("GitHub token", "github_pat_", rb"[A-Za-z0-9_]{50,255}"),
     _token("GitLab token", "glpat- gldt- glrt- glptt- glcbt- glsoat- glagent-", rb"[A-Za-z0-9_.-]{20,255}"),
     _token("API key", "sk-", _SK),
-    _token("API key", "gsk_", rb"[A-Za-z0-9]{48,64}(?![A-Za-z0-9_])"),
+    _token("API key", "gsk_", rb"[A-Za-z0-9]{52}"),
     _token("API key", "r8_", rb"[A-Za-z0-9]{37}"),
     _token("NVIDIA API key", "nvapi-", rb"[A-Za-z0-9_-]{50,100}"),
-    _token("Google API key", "AIza", rb"[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    _token("Google API key", "AIza", rb"[A-Za-z0-9_-]{35}"),
     _token("Google OAuth secret", "GOCSPX- ya29.", rb"[A-Za-z0-9_-]{28,300}"),
     _token("Slack token", "xoxa- xoxb- xoxe- xoxo- xoxp- xoxr- xoxs-", rb"[0-9]{6,14}-[A-Za-z0-9-]{10,200}"),
     _token("Slack token", "xapp-", rb"[0-9]-[A-Z0-9]{6,20}-[0-9]{6,20}-[a-f0-9]{20,100}"),
@@ -89,13 +98,13 @@ PATTERNS: tuple[Pattern, ...] = (
 
 # For settings and the image's own configuration, where the words mean what they say.
 _ADDRESS = rb"://[^\s/:@\"'<>{}$%]{0,100}:[^\s/@\"'<>{}$]{1,200}@"
-ADDRESS = _text("address with a password", "://", _ADDRESS, near=False, varied=False)
+ADDRESS = _login("address with a password", "://", _ADDRESS, varied=False)
 REGISTRY: tuple[Pattern, ...] = (
-    _text("registry login", '"auth"', rb'"auth"\s{0,8}:\s{0,8}"[A-Za-z0-9+/]{6,2000}={0,2}"', near=False),
-    _text("registry login", '"identitytoken"', rb'"identitytoken"\s{0,8}:\s{0,8}"[^"]{8,6000}"', near=False),
+    _login("registry login", '"auth"', rb'"auth"\s{0,8}:\s{0,8}"[A-Za-z0-9+/]{6,2000}={0,2}"'),
+    _login("registry login", '"identitytoken"', rb'"identitytoken"\s{0,8}:\s{0,8}"[^"]{8,6000}"'),
 )
 _NPM = rb"_(?:authToken|auth|password)\s{0,4}=\s{0,4}[\"']?[^\s\"'$]{8,400}"
-NPM = _text("npm login", "_auth|_password", _NPM, near=False)
-NETRC = _text("login of a machine", "password ", rb"password [^\s$]{1,400}", near=False, varied=False)
+NPM = _login("npm login", "_auth|_password", _NPM)
+NETRC = _login("login of a machine", "password ", rb"password [^\s$]{1,400}", varied=False)
 _KUBE = rb"token[\"']?:\s{0,8}[\"']?[A-Za-z0-9._-]{16,6000}"
-KUBECONFIG = _text("token of a Kubernetes user", "token", _KUBE, near=False)
+KUBECONFIG = _login("token of a Kubernetes user", "token", _KUBE)

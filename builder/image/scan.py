@@ -111,20 +111,19 @@ class _Scan:
             if value and SECRET_NAME.search(name):
                 self._add("variable named like a secret", "environment", name)
         for name in self.image.beside:
-            for hit in Feed(self.words).all(self.image.open(name)):
-                self._hit(hit, "attestation")
+            with self.image.open(name) as stream:
+                for hit in Feed(self.words).all(stream):
+                    self._hit(hit, "attestation")
 
     def layer(self, blob: Blob) -> None:
         self.blob, self.line = blob, public_line(short(blob.made_by), self.words)
-        stream = self.image.layer(blob)
-        for member in members(stream, stream.where):
-            self.files += member.kind == "file"
-            self.size += member.size
-            self._names(member.name, member)
-            self._file(member.name, member, member.size, set())
-        behind: set[Found] = set()
-        self._told("(behind the end of the tar)", behind, Feed(self.plain).all(stream))
-        self.image.check(blob, stream)
+        with self.image.layer(blob) as stream:
+            for member in members(stream, stream.where):
+                self.files += member.kind == "file"
+                self.size += member.size
+                self._names(member.name, member)
+                self._file(member.name, member, member.size, set())
+            self._told("(behind the end of the tar)", set(), Feed(self.plain).all(stream))
 
     def _words(self, place: str, text: str) -> None:
         """A string of a document: as it is, what it holds in base64, and what it assigns."""
@@ -139,9 +138,9 @@ class _Scan:
                     self._add("variable named like a secret", place, match["name"])
 
     def _names(self, path: str, member: Member) -> None:
-        for text in (member.name.encode(errors="replace"), member.link.encode(errors="replace"), member.extra):
-            for hit in self.plain.find(text):
-                self._hit(hit, "file name" if text != member.extra else "attributes of a file", path)
+        names = f"{member.name}\n{member.link}\n".encode(errors="replace")
+        for hit in self.plain.find(names + member.extra):
+            self._hit(hit, "file name" if hit.start < len(names) else "attributes of a file", path)
 
     def _file(self, name: str, source: Reader, size: int, known: set[Found], *, deep: bool = True) -> None:
         """One file, and where `deep` what is packed in it. known: what was found in it already; grows."""
@@ -155,7 +154,9 @@ class _Scan:
         tee = Tee(pushed, Feed(self._search(name, pushed.head, size)))
         if deep:
             self._inner(name, pushed.head, size, tee, known)
-        self._told(name, known, tee.rest())
+        own = known if deep else set()  # what is in several members is told of each; of the archive's raw bytes no more
+        self._told(name, own, tee.rest())
+        known |= own
 
     def _search(self, name: str, head: bytes, size: int) -> Search:
         """The patterns for a file of this name and kind."""
@@ -207,7 +208,7 @@ class _Scan:
                 self._hit(hit, "layer", name)
 
     def _unread(self, name: str, why: str) -> None:
-        self.unread.append(hide(f"/{name}: {why}", self.words))
+        self.unread.append(hide(f"/{name}: {why.removeprefix(f'{name}: ')}", self.words))
 
     def _hit(self, hit: Hit, place: str, path: str = "", *, form: str = "") -> None:
         if hit.fingerprint not in self.allow:

@@ -47,7 +47,7 @@ class Hit:
     @property
     def fingerprint(self) -> str:
         """Of a token, which cannot be guessed from it; "" for what has no form of its own, such as a password."""
-        return hashlib.sha256(self.value).hexdigest()[:16] if self.shown and self.token else ""
+        return hashlib.sha256(self.value).hexdigest()[:16] if self.token else ""
 
     @property
     def hint(self) -> str:
@@ -221,5 +221,5 @@ def _matches(data: bytes, part: bytes, one: Pattern) -> Iterator[Hit]:
     while at >= 0:
         match = one.regex.match(data, at)
         if match and (not one.varied or len(set(match[0][len(part) :])) >= 5):
-            yield Hit(one.kind, at, match.end(), match[0], match[0][: min(len(part) + 2, 6)], one.near)
+            yield Hit(one.kind, at, match.end(), match[0], match[0][: min(len(part) + 2, 6)], not one.guessable)
         at = data.find(part, at + len(part))

@@ -142,7 +142,9 @@ _PAX, _PAX_GLOBAL, _NAME, _LINK = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNU
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a tar stream starts like this: a header whose checksum holds."""
+    """Whether a tar stream starts like this: the magic of pax or GNU, and a header whose checksum holds."""
+    if head[257:262] != b"ustar":
+        return False
     try:
         tarfile.TarInfo.frombuf(head[:512], "utf-8", "replace")
     except tarfile.HeaderError:
