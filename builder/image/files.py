@@ -9,19 +9,12 @@ the end all are scaled so that they sum to the layer's true size. One pass: whos
 from __future__ import annotations
 
 import posixpath
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING or sys.version_info < (3, 14):
-    from backports import zstd
-else:
-    from compression import zstd
 
 from builder.image.archive import Archive, Blob
 from builder.image.owners import RECORDS
-from builder.image.stream import BLOCK, Member, members
+from builder.image.stream import BLOCK, Member, members, zstd
 
 LARGE = 65536
 RECORD_LIMIT = 64 << 20

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING or sys.version_info < (3, 14):
-    from backports import zstd
+    from backports import zstd as zstd
 else:
-    from compression import zstd
+    from compression import zstd as zstd
 
 from builder.errors import IntegrityError
 

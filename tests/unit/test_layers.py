@@ -56,6 +56,7 @@ PINNED = {
     "xllamacpp": {"runtime/llamacpp.py"},
     "cryptography": {"weights/sign.py"},
     "pytest": {"verify/fixtures.py"},
+    "backports": {"image/stream.py"},
 }
 
 FILES = sorted(ROOT.rglob("*.py"))

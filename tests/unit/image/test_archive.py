@@ -17,6 +17,7 @@ from backports import zstd
 from builder.errors import BuilderError, ConfigError, IntegrityError
 from builder.image import archive
 from builder.image.archive import open_image, short
+from builder.image.layout import open_layout
 from builder.image.stream import Stream, is_tar, members
 from tests.images import MEDIA, PACKERS, Layout, image, layer
 
@@ -229,6 +230,14 @@ def test_a_layer_that_is_missing(tmp_path: Path) -> None:
     (path / name).unlink()
     with pytest.raises(IntegrityError, match="not in"):
         contents(path)
+
+
+def test_a_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "in" / "blobs").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(b"{}")
+    with open_layout(tmp_path / "in") as layout:
+        assert "blobs/../../outside" not in layout
+        assert str(tmp_path / "outside") not in layout
 
 
 def test_a_layer_with_other_bytes_than_its_digest_says(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from builder.image.measure import report
 from builder.image.owners import CAUSES, HIDDEN
 from builder.image.report import ImageReport, require_budget
 from builder.image.versus import alone, compare
-from tests.images import Files, image
+from tests.images import Files, image, layer
 from tests.secrets import SECRETS
 
 SITE = "opt/venv/lib/python3.11/site-packages"
@@ -59,9 +59,9 @@ def test_everything_adds_up(found: ImageReport) -> None:
             == found.size
             == sum(len(data) for files in (BASE, TORCH, LAST) for data in files.values())
         )
-    for layer in found.layers:
-        assert sum(layer.causes.values()) == layer.packed
-        assert set(layer.causes) <= set(CAUSES)
+    for one in found.layers:
+        assert sum(one.causes.values()) == one.packed
+        assert set(one.causes) <= set(CAUSES)
 
 
 def test_causes_and_packages(found: ImageReport) -> None:
@@ -73,6 +73,20 @@ def test_causes_and_packages(found: ImageReport) -> None:
     torch = next(one for one in found.packages if one.package == "torch")
     assert (torch.manager, torch.version, torch.size, torch.files) == ("python", "2.13.0", sum(map(len, TORCH.values())), 4)
     assert found.causes == sorted(found.causes, key=lambda one: -one.packed)
+
+
+def test_what_debian_calls_lib_is_usr_lib(tmp_path: Path) -> None:
+    """Debian 12 has a link lib in its root, and records that name either; a later layer may remove through the link."""
+    files = {
+        "usr/lib/libc.so.6": b"x" * 500,
+        "usr/lib/gone": b"y" * 70,
+        "var/lib/dpkg/info/libc6:amd64.list": b"/lib/libc.so.6\n",
+    }
+    one = report(image(tmp_path / "i", layer(files, links={"lib": "usr/lib"}), {"lib/.wh.gone": b""}), "x")
+    assert {(row.package, row.cause): row.size for row in one.groups if row.size > 50} == {
+        ("libc6", "system"): 500,
+        ("/usr/lib", HIDDEN): 70,
+    }
 
 
 def test_a_hidden_file_counts_in_its_layer(found: ImageReport) -> None:
