@@ -20,7 +20,7 @@ _KEY_BODY = rb"(?:(?:\\[rn]|[\s\"',]){0,16}[A-Za-z0-9+/=]){60}"
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """fixed: one of these begins the match. near: one of them lies in a run of characters of tokens, or shortly before it
-    (search.RUN, search.CONTEXT). varied: what follows has at least 5 different characters; placeholders have fewer.
+    (search.RUN, search.CONTEXT). varied: what follows has at least 4 different characters; placeholders have fewer.
     guessable: people choose such values, so that a fingerprint would tell them.
     """
 

@@ -220,6 +220,6 @@ def _matches(data: bytes, part: bytes, one: Pattern) -> Iterator[Hit]:
     at = data.find(part)
     while at >= 0:
         match = one.regex.match(data, at)
-        if match and (not one.varied or len(set(match[0][len(part) :])) >= 5):
+        if match and (not one.varied or len(set(match[0][len(part) :])) >= 4):
             yield Hit(one.kind, at, match.end(), match[0], match[0][: min(len(part) + 2, 6)], not one.guessable)
         at = data.find(part, at + len(part))

@@ -172,6 +172,11 @@ def test_a_hostile_file_ends(hostile: bytes) -> None:
     assert kinds(hostile) == []
 
 
+@pytest.mark.parametrize(("word", "found"), [(b"xX0" * 12, False), (b"a1B2" * 9, True)])
+def test_a_placeholder_has_fewer_than_four_different_characters(word: bytes, found: bool) -> None:
+    assert bool(kinds(b"hf_" + word)) == found
+
+
 def test_hide_cuts_what_is_shown() -> None:
     secret = SECRETS["Hugging Face token"][0].decode()
     text = hide(f"RUN curl -H {secret} https://me:pass@h/", Search((patterns.ADDRESS,)))
