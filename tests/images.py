@@ -1,93 +1,112 @@
-"""Small OCI images of any content: layers as lists of tar members, packed in any way, with names and digests that are right."""
+"""Images made by hand: layers as dictionaries of files, in each form that an archive of an image has."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
-import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.oci import blob
+from backports import zstd
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-PACK = {"plain": lambda raw: raw, "gzip": lambda raw: gzip.compress(raw, mtime=0), "zstd": zstd.compress}
-Member = tuple[tarfile.TarInfo, bytes]
-
-
-def file(name: str, body: str | bytes = b"") -> Member:
-    info = tarfile.TarInfo(name)
-    data = body.encode() if isinstance(body, str) else body
-    info.size = len(data)
-    return info, data
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    "+gzip": lambda data: gzip.compress(data, 1, mtime=0),
+    "+zstd": lambda data: zstd.compress(data, 1),
+}
+MEDIA = "application/vnd.oci.image.layer.v1.tar"
+Files = dict[str, bytes]
 
 
-def folder(name: str) -> Member:
-    return _special(name, tarfile.DIRTYPE)
-
-
-def link(name: str, target: str) -> Member:
-    return _special(name, tarfile.SYMTYPE, target)
-
-
-def hard(name: str, target: str) -> Member:
-    return _special(name, tarfile.LNKTYPE, target)
-
-
-def files(bodies: Mapping[str, str | bytes]) -> list[Member]:
-    return [file(name, body) for name, body in bodies.items()]
-
-
-def layer(members: Sequence[Member]) -> bytes:
+def layer(files: Files, *, folders: Sequence[str] = (), links: dict[str, str] | None = None) -> bytes:
+    """A tar. links: name to target, symbolic."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for info, body in members:
-            tar.addfile(info, io.BytesIO(body))
+        for name in folders:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE
+            tar.addfile(info)
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 
+class Layout:
+    """The blobs of an OCI layout, on their way into a tar or a folder."""
+
+    def __init__(self) -> None:
+        self.files: Files = {}
+
+    def add(self, data: bytes | dict[str, Any], media: str = "") -> dict[str, Any]:
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self.files[f"blobs/sha256/{digest}"] = data
+        return {"digest": f"sha256:{digest}", "size": len(data)} | ({"mediaType": media} if media else {})
+
+    def image(self, tars: Sequence[bytes], *, config: dict[str, Any] | None = None, packed: str = "+gzip",
+              media: str = "", platform: str = "linux/amd64") -> dict[str, Any]:  # fmt: skip
+        """An image manifest. config: on top of the usual one."""
+        rows = [self.add(PACKERS[packed](tar), media or MEDIA + packed) for tar in tars]
+        history = [{"created_by": f"COPY step{i} / # buildkit"} for i, _ in enumerate(tars)]
+        system, _, machine = platform.partition("/")
+        ids = ["sha256:" + hashlib.sha256(tar).hexdigest() for tar in tars]
+        usual = {"config": {}, "history": history, "os": system, "architecture": machine, "rootfs": {"diff_ids": ids}}
+        described = self.add(usual | (config or {}))
+        return self.add({"config": described, "layers": rows})
+
+    def index(self, *entries: dict[str, Any]) -> None:
+        self.files["index.json"] = json.dumps({"manifests": list(entries)}).encode()
+
+    def to_tar(self, path: Path) -> Path:
+        path.write_bytes(layer(self.files))
+        return path
+
+    def to_folder(self, folder: Path) -> Path:
+        for name, data in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder
+
+
 def image(
-    place: Path, *layers: Sequence[Member] | bytes, pack: str = "gzip", config: Mapping[str, Any] | None = None, name: str = "",
-    attested: bool = False, **settings: Any,
-) -> str:  # fmt: skip
-    """An OCI layout in the new folder `place`. Returns the digest that its index names. layers: members, or a tar.
-
-    config: the part that a container starts with. settings: of the whole configuration, such as created. attested: one index
-    deeper, beside an attestation, as BuildKit writes it.
-    """
-    place.mkdir(parents=True)
-    rows = [
-        blob(place, PACK[pack](one if isinstance(one, bytes) else layer(one)), f"application/vnd.oci.image.layer.v1.tar+{pack}")
-        for one in layers
-    ]
-    whole = {"os": "linux", "architecture": "amd64", "created": "2026-01-02T03:04:05.123456789Z", "config": dict(config or {})}
-    described = blob(place, json.dumps(whole | settings).encode(), "application/vnd.oci.image.config.v1+json")
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": described,
-        "layers": rows,
-    }
-    entry = blob(place, json.dumps(manifest).encode(), manifest["mediaType"])
-    if attested:
-        other = blob(place, b"{}", manifest["mediaType"]) | {"platform": {"architecture": "unknown", "os": "unknown"}}
-        kind = "application/vnd.oci.image.index.v1+json"
-        index = {"schemaVersion": 2, "mediaType": kind, "manifests": [other, entry | {"platform": {"architecture": "amd64"}}]}
-        entry = blob(place, json.dumps(index).encode(), kind)
-    entry["annotations"] = {"io.containerd.image.name": name} if name else {}
-    (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return str(entry["digest"])
+    path: Path, *layers: Files | bytes, config: dict[str, Any] | None = None, packed: str = "+gzip", form: str = "oci"
+) -> Path:
+    """An image with these layers. form: oci (a tar), folder, docker (`docker save` before 25) or attested (one index deeper,
+    beside a provenance attestation and a platform that is not there)."""
+    tars = [one if isinstance(one, bytes) else layer(one) for one in layers]
+    if form == "docker":
+        return _docker(path, tars, config or {})
+    layout = Layout()
+    manifest = layout.image(tars, config=config, packed=packed)
+    if form == "attested":
+        statement = layout.add(b'{"predicateType": "provenance"}', "application/vnd.in-toto+json")
+        other = layout.add({"config": layout.add({}), "layers": [statement]})
+        other |= {"platform": {"architecture": "unknown", "os": "unknown"}}
+        absent = {"digest": "sha256:" + "0" * 64, "platform": {"architecture": "arm64", "os": "linux"}}
+        manifest = layout.add({"manifests": [other, absent, manifest]})
+    layout.index(manifest)
+    return layout.to_folder(path) if form == "folder" else layout.to_tar(path)
 
 
-def _special(name: str, kind: bytes, target: str = "") -> Member:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info, b""
+def _docker(path: Path, tars: Sequence[bytes], config: dict[str, Any]) -> Path:
+    """Plain layers in folders of their own, manifest.json, no digests of what lies there."""
+    ids = [hashlib.sha256(tar).hexdigest() for tar in tars]
+    history = [{"created_by": f"COPY step{i} / # buildkit"} for i, _ in enumerate(tars)]
+    usual = {"config": {}, "history": history, "os": "linux", "architecture": "amd64"}
+    usual |= {"rootfs": {"diff_ids": [f"sha256:{one}" for one in ids]}} | config
+    files = {f"{number}{one[:8]}/layer.tar": tar for number, (one, tar) in enumerate(zip(ids, tars, strict=True))}
+    names = list(files)
+    files["config.json"] = json.dumps(usual).encode()
+    files["manifest.json"] = json.dumps([{"Config": "config.json", "Layers": names, "RepoTags": ["r/m:1"]}]).encode()
+    path.write_bytes(layer(files))
+    return path

@@ -21,7 +21,7 @@ from builder.image import attest
 from builder.image.attest import signing
 from builder.image.attest.provenance import Run
 from tests.conftest import missing
-from tests.images import files, image
+from tests.layouts import files, image
 from tests.servers import registry as registries
 from tests.servers.registry import Registry
 

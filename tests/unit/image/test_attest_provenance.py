@@ -19,7 +19,7 @@ from builder.image.attest import provenance
 from builder.image.attest.names import Image
 from builder.image.attest.provenance import Inputs, Run
 from builder.image.lock import Lock, LockLayer, Wheel
-from tests.images import files, image
+from tests.layouts import files, image
 
 A, B, C, D, E = ("a" * 64, "b" * 64, "c" * 64, "d" * 64, "e" * 64)
 HF = "hf_" + "a1B2" * 9

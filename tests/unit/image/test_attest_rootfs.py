@@ -10,7 +10,7 @@ import pytest
 
 from builder.errors import IntegrityError
 from builder.image.attest import rootfs
-from tests.images import file, files, folder, hard, image, layer, link
+from tests.layouts import file, files, folder, hard, image, layer, link
 from tests.oci import tar_layout
 
 

@@ -20,7 +20,7 @@ from builder.image import attest
 from builder.image.attest import inventory
 from builder.image.attest.names import Image, image_purl, parse
 from builder.image.lock import Lock, LockLayer, Wheel, text
-from tests.images import file, files, image, link
+from tests.layouts import file, files, image, link
 from tests.oci import tar_layout
 
 SITE = "opt/venv/lib/python3.12/site-packages"
