@@ -63,10 +63,8 @@ def image(
     deeper, beside an attestation, as BuildKit writes it.
     """
     place.mkdir(parents=True)
-    rows = [
-        blob(place, PACK[pack](one if isinstance(one, bytes) else layer(one)), f"application/vnd.oci.image.layer.v1.tar+{pack}")
-        for one in layers
-    ]
+    kind = "application/vnd.oci.image.layer.v1.tar" + ("" if pack == "plain" else f"+{pack}")
+    rows = [blob(place, PACK[pack](one if isinstance(one, bytes) else layer(one)), kind) for one in layers]
     whole = {"os": "linux", "architecture": "amd64", "created": "2026-01-02T03:04:05.123456789Z", "config": dict(config or {})}
     described = blob(place, json.dumps(whole | settings).encode(), "application/vnd.oci.image.config.v1+json")
     manifest = {

@@ -135,10 +135,11 @@ class _Index:
             self.walk(blob, depth + 1)
             return
         self.texts.append((digest, found))
-        layers = objects(found, "layers", digest)
         if _is_attestation(entry):
+            layers = found.get("layers", ()) if isinstance(found, dict) else ()
             self.beside += [name for one in layers if (name := _blob(str(one.get("digest", "")))) in self.source]
             return
+        objects(found, "layers", digest)
         config = document(self.source, _blob(str(part(found, "config", digest).get("digest", ""))))
         if not isinstance(config, dict):
             raise IntegrityError(f"{digest}: its configuration is no object")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tarfile
@@ -93,13 +94,18 @@ class _Tar:
 
 
 def document(layout: Layout, name: str) -> Any:
-    """The JSON file `name`. Raises IntegrityError if it is missing, too large or not JSON."""
+    """The JSON file `name`.
+
+    Raises IntegrityError if it is missing, too large, not JSON, or a blob of other bytes than its digest says.
+    """
     if name not in layout:
         raise IntegrityError(f"{layout.name}: {name} is missing; not an image archive", hint=HINT)
     if (size := layout.size(name)) > DOCUMENT_LIMIT:
         raise IntegrityError(f"{layout.name}: {name} has {size} bytes; at most {DOCUMENT_LIMIT} are read")
     with layout.open(name) as file:
         data = b"".join(iter(lambda: file.read(BLOCK), b""))
+    if name.startswith("blobs/sha256/") and (found := hashlib.sha256(data).hexdigest()) != name[13:]:
+        raise IntegrityError(f"{layout.name}: sha256:{name[13:]}: its bytes have the digest sha256:{found}")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as exc:

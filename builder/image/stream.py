@@ -125,7 +125,8 @@ class Member:
     def read(self, size: int, /) -> bytes:
         data = self._source.read(min(size, self._left))
         if not data and self._left and size:
-            raise IntegrityError(f"{self.name}: ends {self._left} bytes early")
+            where = getattr(self._source, "where", "archive")
+            raise IntegrityError(f"{where}: {self.name}: ends {self._left} bytes early")
         self._left -= len(data)
         return data
 

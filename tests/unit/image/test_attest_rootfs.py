@@ -108,9 +108,9 @@ def test_bytes_that_are_not_their_digest_are_refused(what: str, pack: str, tmp_p
     victim = {"layer": manifest["layers"][0]["digest"], "manifest": digest, "config": manifest["config"]["digest"]}[what]
     body = (blobs / victim[7:]).read_bytes()
     (blobs / victim[7:]).write_bytes(body + b"\n")  # still JSON, still a tar
-    with pytest.raises(IntegrityError, match=r"other bytes than its name says|cannot be read") as caught:
+    with pytest.raises(IntegrityError, match=r"its bytes have the digest|cannot be read") as caught:
         paths(tmp_path / "i")
-    assert victim in caught.value.message
+    assert victim[:19] in caught.value.message
 
 
 def test_a_cut_layer_is_refused(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_cut_layer_is_refused(tmp_path: Path) -> None:
         manifest = json.loads((tmp_path / pack / "blobs/sha256" / digest[7:]).read_bytes())
         victim = tmp_path / pack / "blobs/sha256" / manifest["layers"][0]["digest"][7:]
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-        with pytest.raises(IntegrityError, match=r"layer|other bytes"):
+        with pytest.raises(IntegrityError, match="layer"):
             paths(tmp_path / pack)
 
 
