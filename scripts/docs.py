@@ -1,5 +1,5 @@
 """Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec,
-docs/lint.md from the rules.
+docs/lint.md from the rules, and in docs/templates.md the table of what is left out.
 
 `python scripts/docs.py --check` fails if a page is stale; a unit test calls it.
 """
@@ -16,6 +16,7 @@ import click
 
 from builder.cli.group import COMMANDS, group
 from builder.config import schema
+from builder.image import trim
 from builder.image.lint import RULES
 
 LINT = """# Lint
@@ -66,6 +67,16 @@ def _help(command: click.Command, path: str) -> str:
 def lint_page() -> str:
     rows = [f"| `{r.id}` | {r.severity} | {r.title} | {r.why} | {r.fix} |" for r in RULES]
     return "\n".join([LINT, "| rule | severity | finds | why | fix |", "|---|---|---|---|---|", *rows, ""])
+
+
+def templates_page() -> str:
+    """The page as it is, with the table between its two marks written anew."""
+    text = (ROOT / "docs/templates.md").read_text()
+    head, mark, rest = text.partition("<!-- rules: written by `make docs` -->\n")
+    _, end, tail = rest.partition("<!-- end of rules -->")
+    rows = [f"| {r.cause} | {', '.join(f'`{p}`' for p in r.patterns)} | {r.why} |" for r in trim.RULES]
+    rows += [f"| symbols | `*.so*` | {trim.SYMBOLS} |", f"| duplicates | any | {trim.DUPLICATES} |"]
+    return "\n".join([head + mark, "| cause | files below site-packages | why |", "|---|---|---|", *rows, "", end]) + tail
 
 
 def config_page() -> str:
@@ -131,6 +142,7 @@ def main() -> int:
         "docs/cli.md": cli_page(),
         "docs/builder-yaml.md": config_page(),
         "docs/lint.md": lint_page(),
+        "docs/templates.md": templates_page(),
         "images/builder.schema.json": schema.text(),
     }
     stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
