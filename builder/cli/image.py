@@ -70,7 +70,6 @@ def _archive(image: str, work: Path) -> Path:
 
     if Path(image).is_file():
         return Path(image)
-    engine.find()
     archive = work / "image.tar"
     engine.save(image, archive)
     return archive

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from builder.errors import ClaimError, IntegrityError
 from builder.image.dockerfile import SECRET_NAME
@@ -244,12 +244,20 @@ def _manifest(tar: tarfile.TarFile, found: dict[str, Any], names: set[str]) -> d
 def _members(tar: tarfile.TarFile, blob: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     file = tar.extractfile(blob)
     assert file is not None
+    zstd = file.read(4) == b"\x28\xb5\x2f\xfd"
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as layer:  # a stream: each member's data is there while it is current
+        with tarfile.open(fileobj=_zstd(file) if zstd else file, mode="r|*") as layer:  # a stream: each member's data is there while it is current
             for member in layer:
                 yield member, layer.extractfile(member) if member.isfile() else None
     except tarfile.ReadError as exc:
-        raise IntegrityError(f"{blob}: layer cannot be read: {exc}", hint="gzip or plain layers are read; not zstd") from exc
+        raise IntegrityError(f"{blob}: layer cannot be read: {exc}", hint="gzip, zstd and plain layers are read") from exc
+
+
+def _zstd(file: IO[bytes]) -> IO[bytes]:
+    from backports.zstd import ZstdFile
+
+    return cast("IO[bytes]", ZstdFile(file))
 
 
 def _json(tar: tarfile.TarFile, name: str) -> Any:

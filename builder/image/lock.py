@@ -25,7 +25,9 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^#]*?))?"
     r"(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})+)(?: # (?P<size>[0-9.]+) MB)?"
 )
-_HEAD = re.compile(r"# Wheels of (?P<name>\S+) for Python (?P<python>3\.\d+), (?P<platforms>\S+( \S+)*)\. Written by `builder lock`\.")
+_HEAD = re.compile(
+    r"# Wheels of (?P<name>\S+) for Python (?P<python>3\.\d+), (?P<platforms>\S+( \S+)*)\. Written by `builder lock`\."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,9 @@ def read(body: str, at: str) -> Lock:
     lines = body.splitlines()
     head = _HEAD.fullmatch(lines[0]) if lines else None
     if head is None:
-        raise ConfigError(f"{at}:1: not a lock of this version; expected `# Wheels of NAME for Python 3.N, PLATFORM. ...`", hint=HINT)
+        raise ConfigError(
+            f"{at}:1: not a lock of this version; expected `# Wheels of NAME for Python 3.N, PLATFORM. ...`", hint=HINT
+        )
     asks: list[str] = []
     layers: list[tuple[str, list[Wheel]]] = []
     for number, line in enumerate(lines[1:], 2):
