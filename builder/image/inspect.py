@@ -247,7 +247,9 @@ def _members(tar: tarfile.TarFile, blob: str) -> Iterator[tuple[tarfile.TarInfo,
     zstd = file.read(4) == b"\x28\xb5\x2f\xfd"
     file.seek(0)
     try:
-        with tarfile.open(fileobj=_zstd(file) if zstd else file, mode="r|*") as layer:  # a stream: each member's data is there while it is current
+        with tarfile.open(
+            fileobj=_zstd(file) if zstd else file, mode="r|*"
+        ) as layer:  # a stream: each member's data is there while it is current
             for member in layer:
                 yield member, layer.extractfile(member) if member.isfile() else None
     except tarfile.ReadError as exc:

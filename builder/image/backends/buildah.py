@@ -88,14 +88,14 @@ class Buildah:
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix="buildah-") as work:
             private = Path(work)
             (private / "run").mkdir(mode=0o755)
-            env = ["env", f"TMPDIR={private}", "buildah"]  # it stages whole layers there
-            command = [*env, "build", *_arguments(options, private), str(folder)]
+            command = ["buildah", "build", *_arguments(options, private), str(folder)]
             places = (archive.parent, self.root)
             log.run(command, log.BuildahLog(progress), places=places)
             image = (private / "id").read_text().strip().removeprefix("sha256:")
             try:
                 with step(progress, "image: write the archive"):
-                    export = [*env, "push", "--quiet", *ZSTD, image, f"oci-archive:{archive}"]
+                    # It stages whole layers in TMPDIR. Not set for the build: its cache mounts are there.
+                    export = ["env", f"TMPDIR={private}", "buildah", "push", "--quiet", *ZSTD, image, f"oci-archive:{archive}"]
                     log.run(export, log.BuildahLog(progress), places=places)
             except BaseException:
                 archive.unlink(missing_ok=True)
@@ -121,12 +121,12 @@ class Buildah:
             raise
 
     def inspect(self, reference: str) -> BuiltImage | None:
-        format_ = "{{json .FromImageID}} {{json .FromImageDigest}} {{json .OCIv1.RootFS.DiffIDs}}"
-        done = process.run(["buildah", "inspect", "--type=image", f"--format={format_}", full_name(reference)], check=False)
+        """Without digest and size: the storage keeps layers unpacked, and a push packs them again, to the same bytes."""
+        done = process.run(["buildah", "inspect", "--type=image", full_name(reference)], check=False, timeout_s=60)
         if done.returncode:
             return None
-        image, digest, layers = (json.loads(part) for part in done.stdout.decode().split(" ", 2))
-        return BuiltImage(reference, digest, 0, tuple(layers), id=image)
+        found = json.loads(done.stdout)
+        return BuiltImage(reference, "", 0, tuple(found["OCIv1"]["rootfs"]["diff_ids"]), id=str(found["FromImageID"]))
 
     def prove(self, built: BuiltImage, script: Path, *, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         name = f"builder-prove-{uuid.uuid4().hex[:12]}"
@@ -181,8 +181,9 @@ def _isolation() -> list[str]:
 
 
 def _digest(base: str) -> str:
-    done = process.run(["buildah", "inspect", "--type=image", "--format={{.FromImageDigest}}", base], check=False, timeout_s=60)
-    return done.stdout.decode().strip() if done.returncode == 0 else ""
+    """As it was pulled: of the index where the registry has one, which is what docker calls the digest too."""
+    done = process.run(["buildah", "images", "--json", base], check=False, timeout_s=60)
+    return str(json.loads(done.stdout)[0]["digest"]) if done.returncode == 0 else ""
 
 
 def _call(*args: str, timeout_s: float | None = 120) -> str:

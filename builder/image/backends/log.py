@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -45,7 +46,14 @@ def run(command: Sequence[str], log: Log, *, env: Mapping[str, str] | None = Non
     Raises CapabilityError if the program is missing or a place is full, else what `fault` makes of the failing step.
     """
     try:
-        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # docker starts the plugin as a child of its own: both are stopped, as one group
+        )
     except FileNotFoundError as exc:
         raise CapabilityError(f"{command[0]}: program not found") from exc
     assert child.stdout is not None
@@ -64,13 +72,18 @@ def run(command: Sequence[str], log: Log, *, env: Mapping[str, str] | None = Non
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Ask, then insist. A second Ctrl-C must not leave it running."""
+    """Ask, then insist, the whole group. A second Ctrl-C must not leave it running."""
     with contextlib.suppress(KeyboardInterrupt):
-        child.terminate()
+        _signal(child, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(STOP_S)
-    child.kill()
+    _signal(child, signal.SIGKILL)
     child.wait()
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def failure(status: int, command: Sequence[str], log: Log, places: Sequence[str | Path] = ()) -> BuilderError:
@@ -78,7 +91,8 @@ def failure(status: int, command: Sequence[str], log: Log, places: Sequence[str 
     said = "".join(f"\n  {line}" for line in log.tail() if line.strip())
     if status < 0:
         name = signal.Signals(-status).name
-        return BuilderError(f"the build ended early: {command[0]} was killed by {name}{said}", hint=DIED)
+        program = next(word for word in command if word != "env" and "=" not in word)
+        return BuilderError(f"the build ended early: {program} was killed by {name}{said}", hint=DIED)
     if log.failed:
         what, where = f"image build failed in step {log.failed}", {"step": log.failed}
     else:
