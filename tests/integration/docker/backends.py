@@ -53,6 +53,13 @@ class Ground:
     def exists(self, reference: str) -> bool:
         return self.backend.inspect(reference) is not None
 
+    def renew(self) -> None:
+        """buildah's storage with nothing in it but the base."""
+        process.run(["buildah", "rmi", "--all", "--force"], check=False)
+        archive = f"oci-archive:{self.folder / 'base.tar'}"
+        image = process.run(["buildah", "pull", "--quiet", archive]).stdout.decode().strip()
+        process.run(["buildah", "tag", image, self.base])
+
     def rid(self, *images: str) -> None:
         for image in images:
             command = ["buildah", "rmi", "--force", image] if self.is_buildah else ["docker", "rmi", "--force", image]
@@ -74,9 +81,9 @@ def ground(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             missing("buildah", "buildah is not here, or this is not root")
         _storage(folder, monkeypatch)
         backend = buildah.probe()
-        image = process.run(["buildah", "pull", "--quiet", f"oci-archive:{archive}"]).stdout.decode().strip()
-        process.run(["buildah", "tag", image, base])
     made = Ground(backend, base, folder, name)
+    if made.is_buildah:
+        made.renew()
     try:
         yield made
     finally:
