@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from builder.config.spec import Bake, Verify
     from builder.engines.base import Engine
     from builder.image.built import BuiltImage
+    from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
     from builder.node.specs import NodeSpecs
@@ -234,9 +235,17 @@ def cache_weights(
 
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
+    from builder.image import context
     from builder.image.dockerfile import dockerfile
 
-    return dockerfile(loaded.spec, manifest=manifest)
+    return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
+
+
+def lock_image(loaded: Loaded) -> Lock:
+    """Every wheel of the image, pinned and hashed, in layers. Asks the package index."""
+    from builder.image import machine, resolve
+
+    return resolve.resolve(loaded.spec, machine.index(loaded))
 
 
 def build_image(
@@ -262,14 +271,21 @@ def build_image(
     from builder.image import admission, backends, context, inspect, lint, machine, registry, scratch
     from builder.image.backends.base import Options
 
-    image, lock = loaded.spec.image, loaded.folder / context.LOCK
+    image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
     faults = lint.lint(render_image(loaded, manifest), path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs)
     lint.require_clean(faults)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
     with scratch.folder() as private:
         archive = private / "image.tar"
         given = machine.gather(loaded, private)
-        made = context.write(private / "context", loaded.spec, manifest=manifest, wheelhouse=given.wheelhouse, lock=lock)
+        made = context.write(
+            private / "context",
+            loaded.spec,
+            lock,
+            manifest=manifest,
+            wheelhouse=given.wheelhouse,
+            link=backend.capabilities.copy_link,
+        )
         options = Options(
             given.secrets, image.build_network, no_cache, pinned_base, image.platforms, tuple(cache_from), cache_to
         )

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": ("builder.cli.demo", "Run the whole chain on a small real model."),
     "doctor": ("builder.cli.doctor", "Say what this machine can do, and what to install."),
     "weights": ("builder.cli.weights", "Push, pull, verify and repair model weights."),
+    "lock": ("builder.cli.lock", "Resolve every wheel of the image, and pin it by hash."),
     "render": ("builder.cli.render", "Print the Dockerfile."),
     "lint": ("builder.cli.lint", "Find in Dockerfiles what makes a CUDA image large, slow or unsafe."),
     "build": ("builder.cli.build", "Build the serving image."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from builder.cli.common import Session, file_option, options, table
+from builder.cli.common import Session, options, table
 from builder.units import format_size
 
 if TYPE_CHECKING:
@@ -43,25 +43,6 @@ def scan(session: Session, image: str) -> None:
         findings = inspect.scan(_archive(image, Path(work)))
     inspect.require_clean(findings, image)
     session.show({"image": image, "findings": []}, f"{image}: no secrets and no weights found")
-
-
-@command.command()
-@options
-@file_option
-@click.option("--stdout", is_flag=True, help="Print the lock instead of writing it.")
-def lock(session: Session, file: Path | None, stdout: bool) -> None:
-    """Resolve every wheel of the image and write requirements.lock, with hashes, beside builder.yaml."""
-    from builder.image import context, machine, requirements
-
-    loaded = session.load(file)
-    text = requirements.lock(loaded.spec, wheelhouse=machine.wheelhouse(loaded))
-    path = loaded.folder / context.LOCK
-    if stdout:
-        session.show({"lock": text}, text.removesuffix("\n"))
-        return
-    path.write_text(text)
-    count = len(text.splitlines()) - 1
-    session.show({"path": str(path), "packages": count}, f"{path}: {count} packages")
 
 
 def _archive(image: str, work: Path) -> Path:

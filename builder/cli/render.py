@@ -32,9 +32,8 @@ def command(session: Session, file: Path | None, out: Path | None, check: Path |
     if out is None:
         session.show({"dockerfile": text}, text.removesuffix("\n"))
         return
-    made = context.write(
-        out, loaded.spec, manifest=manifest, wheelhouse=machine.wheelhouse(loaded), lock=loaded.folder / context.LOCK
-    )
+    pins = context.read_lock(loaded.folder, loaded.spec)
+    made = context.write(out, loaded.spec, pins, manifest=manifest, wheelhouse=machine.wheelhouse(loaded))
     session.show(made.to_json(), f"{out}: {len(made.files)} files, sha256:{made.digest}")
 
 

@@ -116,7 +116,7 @@ class Weights(Section):
 class InferenceEngine(Section):
     """The program that serves the model."""
 
-    name: Literal["llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime"]
+    name: Literal["llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime", "triton"]
     """Which one."""
     version: Version
     """The version of its wheel, pinned."""
@@ -139,6 +139,14 @@ class Image(Section):
     """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
     gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()
     """Compute capabilities that will run the image, in quotes: ["9.0"]. This version keeps the code of all."""
+    packages: tuple[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[a-z0-9,._-]+\])?={2,3}[0-9][A-Za-z0-9.+!]*$")], ...
+    ] = ()
+    """Further wheels to install, pinned: ["lmcache==0.4.2"]."""
+    jit: bool | None = None
+    """Whether the image carries the compiler and headers to compile kernels with at run time; null: as the engine needs."""
+    final: Literal["slim", "distroless", "dev"] = "slim"
+    """slim; distroless: without shell and package manager; dev: with debuggers, an editor and pip, not for clusters."""
     base: str = "debian:bookworm-slim"
     """Base image; the first build pins its digest in builder.lock."""
     wheelhouse: str | None = None

@@ -2,9 +2,9 @@
 
     Dockerfile .dockerignore
     builder/        the shipped set
-    requirements/   runtime.txt engine.txt: exact pins, or the lock with hashes
+    requirements/   LAYER.txt: exact pins with hashes, of requirements.lock
     steps/          what the RUN lines call
-    wheelhouse/     wheels given by the user (hard links where possible); mounted into RUN lines, in no layer
+    wheelhouse/     LAYER/: the wheels of the lock that the user gives (hard links where possible); mounted, in no layer
 
 Modes and times are fixed and names sorted, so the same description makes the same folder, and the same cache keys.
 """
@@ -12,17 +12,22 @@ Modes and times are fixed and names sorted, so the same description makes the sa
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
 from builder import resources
 from builder.config.spec import Spec
 from builder.errors import ConfigError
-from builder.image.dockerfile import EPOCH, RUNTIME_PINS, dockerfile, requirements
+from builder.image import lock as locks
+from builder.image import resolve, trim
+from builder.image.dockerfile import EPOCH, dockerfile
+from builder.image.lock import Lock
 
 SHIPPED = ("__init__.py", "errors.py", "format", "transfer", "runtime")
 LOCK = "requirements.lock"
@@ -40,25 +45,54 @@ class Context:
         return {"folder": str(self.folder), "digest": self.digest, "files": list(self.files)}
 
 
-def write(folder: Path, spec: Spec, *, manifest: str = "", wheelhouse: Path | None = None, lock: Path | None = None) -> Context:
-    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels; lock: pip requirements with hashes, if it exists.
+def read_lock(folder: Path, spec: Spec) -> Lock:
+    """The lock beside builder.yaml. Raises ConfigError if there is none, or if it is of another description."""
+    path = folder / LOCK
+    try:
+        lock = locks.read(path.read_text(), str(path))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: not there; an image is built from locked wheels only", hint="run `builder lock`") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}", hint="run `builder lock`") from exc
+    stale = _stale(lock, spec)
+    if stale:
+        raise ConfigError(f"{path}: out of date: {stale}", hint="run `builder lock` again")
+    return lock
 
-    Raises ConfigError for a wheelhouse that is not a folder of wheels, and for a lock of another engine version.
+
+def _stale(lock: Lock, spec: Spec) -> str:
+    """What the lock holds instead of what builder.yaml asks for, or ""."""
+    wanted = resolve.asks(spec)
+    if missing := [pin for pin in wanted if pin not in lock.asks]:
+        return f"builder.yaml asks for {missing[0]}, which it does not hold"
+    if more := [pin for pin in lock.asks if pin not in wanted]:
+        return f"it holds {more[0]}, which builder.yaml does not ask for"
+    if lock.python != spec.image.python:
+        return f"it is for Python {lock.python}, builder.yaml for {spec.image.python}"
+    if lock.platforms != resolve.platforms(spec.image):
+        return f"it is for {' '.join(lock.platforms)}, builder.yaml for {' '.join(resolve.platforms(spec.image))}"
+    return ""
+
+
+def write(
+    folder: Path, spec: Spec, lock: Lock, *, manifest: str = "", wheelhouse: Path | None = None, link: bool = True
+) -> Context:
+    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels.  link: see dockerfile.
+
+    Raises ConfigError for a wheelhouse that is not a folder of wheels, or that lacks a wheel where no index may be asked.
     """
-    text = dockerfile(spec, manifest=manifest)
-    pins = requirements(spec)
-    if lock is not None and lock.is_file():
-        pins = _locked(lock, pins["engine.txt"])
+    text = dockerfile(spec, lock, manifest=manifest, link=link)
     _empty(folder)
     _put(folder / "Dockerfile", text)
     _put(folder / ".dockerignore", "**/__pycache__\n**/*.pyc\n")
-    for name, content in pins.items():
-        _put(folder / "requirements" / name, content)
+    for layer in lock.layers:
+        _put(folder / "requirements" / f"{layer.name}.txt", layer.requirements())
     for source in sorted((resources.folder("templates") / "image" / "steps").iterdir()):
         if source.is_file():
             _put(folder / "steps" / source.name, source.read_text())
+    _put(folder / "steps" / "trim.json", json.dumps(trim.settings(EPOCH), indent=1) + "\n")
     _shipped(folder / "builder")
-    _wheels(folder / "wheelhouse", wheelhouse)
+    _wheels(folder / "wheelhouse", wheelhouse, lock, alone=not spec.image.index)
     files = _settle(folder)
     return Context(folder, _digest(folder, files), tuple(files))
 
@@ -82,48 +116,44 @@ def _shipped(target: Path) -> None:
             _put(target / file.relative_to(resources.PACKAGE), file.read_text())
 
 
-def _wheels(target: Path, wheelhouse: Path | None) -> None:
-    target.mkdir()
-    if wheelhouse is None:
-        return
+def _wheels(target: Path, wheelhouse: Path | None, lock: Lock, *, alone: bool) -> None:
+    """The wheels that the lock names, under the layers that need them; the others are no business of this build."""
+    found = _offered(wheelhouse) if wheelhouse else {}
+    for layer in lock.layers:
+        (target / layer.name).mkdir(parents=True)
+        for wheel in layer.wheels:
+            held = found.get((wheel.name, wheel.version), ())
+            if alone and not held:
+                raise ConfigError(
+                    f"image.wheelhouse: {wheelhouse or 'none given'} lacks {wheel.pin}, and image.index is false",
+                    hint="fill it: pip download --no-deps --require-hashes -d DIR -r requirements.lock",
+                )
+            for path in held:
+                _link(path, target / layer.name / path.name)
+
+
+def _offered(wheelhouse: Path) -> dict[tuple[str, str], list[Path]]:
+    """(name, version) to the wheels of the folder."""
     wheels = sorted(wheelhouse.glob("*.whl")) if wheelhouse.is_dir() else []
     if not wheels:
         raise ConfigError(
             f"image.wheelhouse: {wheelhouse} holds no wheels", hint="fill it: pip download --only-binary :all: -d DIR PACKAGE"
         )
-    for wheel in wheels:
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in wheels:
         try:
-            os.link(wheel.resolve(), target / wheel.name)
-        except OSError:  # another file system, or a file system without links
-            shutil.copyfile(wheel, target / wheel.name)
+            name, version, _, _ = parse_wheel_filename(path.name)
+        except InvalidWheelFilename as exc:
+            raise ConfigError(f"image.wheelhouse: {path}: not a wheel's name", hint="take it out of the folder") from exc
+        found.setdefault((str(name), str(version)), []).append(path)
+    return found
 
 
-def _locked(lock: Path, wanted: str) -> dict[str, str]:
-    """The lock's entries, the runtime's apart. Each exact pin in `wanted` must be what the lock holds."""
-    entries = _entries(lock.read_text())
-    for pin in wanted.splitlines():
-        name, version = re.split("={2,3}", pin)
-        found = entries.get(_normal(name), "")
-        if f"=={version} " not in found:
-            at = found.split(" ")[0] or "nothing"
-            raise ConfigError(f"{lock}: holds {at} where builder.yaml asks for {pin}", hint="run `builder image lock` again")
-    runtime = {_normal(pin.partition("==")[0]) for pin in RUNTIME_PINS}
-    return {
-        "runtime.txt": "".join(f"{line}\n" for name, line in entries.items() if name in runtime),
-        "engine.txt": "".join(f"{line}\n" for name, line in entries.items() if name not in runtime),
-    }
-
-
-def _entries(text: str) -> dict[str, str]:
-    """Normalised name to its one-line requirement with hashes."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    lines = [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
-    return {_normal(re.split(r"==", line)[0]): re.sub(r"\s+", " ", line) for line in lines}
-
-
-def _normal(name: str) -> str:
-    """A distribution's name as the index compares it (PEP 503), extras dropped."""
-    return re.sub(r"[-_.]+", "-", name.split("[")[0]).lower()
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or a file system without links
+        shutil.copyfile(source, target)
 
 
 def _settle(folder: Path) -> list[str]:

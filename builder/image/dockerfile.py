@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from urllib.parse import urlsplit
@@ -9,7 +10,9 @@ from urllib.parse import urlsplit
 from builder import __version__, render
 from builder.config.spec import SECRET_LOOK, Spec
 from builder.errors import ConfigError
-from builder.image.recipes import Recipe, recipe
+from builder.image import lock as locks
+from builder.image.lock import Lock
+from builder.image.recipes import COMPILER, SYSTEM, Recipe, compiles, recipe
 
 HOME = "/home/app"
 MODELS_ROOT = "/var/lib/builder/models"
@@ -20,20 +23,26 @@ RUNTIME_PINS = ("awscrt==0.38.1", "obstore==0.12.1", "typing_extensions==4.16.0"
 SECRET_NAME = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|CREDENTIALS?|TOKEN|API_?KEY|ACCESS_?KEY(_ID)?)(_|$)", re.IGNORECASE)
 """Names whose value is a secret by convention."""
 USERINFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+APT_SECRETS = ("ca", "apt_sources")
+PIP_SECRETS = ("ca", "pip_conf")
+DEV = ("curl", "gdb", "less", "procps", "strace", "vim-tiny")
+"""What a `dev` image has beyond the others: for looking into a process that serves."""
 REMOTE = ("s3", "gs", "az", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-def dockerfile(spec: Spec, *, manifest: str = "") -> str:
-    """The Dockerfile of `spec`. manifest: digest of the weights where the lock knows it, "sha256:..." or bare hex.
+def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True) -> str:
+    """The Dockerfile of `spec`. manifest: digest of the weights where builder.lock knows it, "sha256:..." or bare hex.
 
-    Raises ConfigError for an engine without a template, and for a value that a Dockerfile or an image must not hold.
+    link: whether the back end knows `COPY --link`, with which a layer does not depend on those below it.
+    Raises ConfigError for a combination without a recipe, and for a value that a Dockerfile or an image must not hold.
     """
     image, plan = spec.image, recipe(spec.image)
     python_image = bool(re.match(r"(.*/)?python:", image.base))  # the official image: its own Python, outside dpkg
     debian_python = () if python_image else ("libpython3-stdlib", "python3")
+    compiler = COMPILER if compiles(image) and image.final != "distroless" else ()
     env = environment(spec, plan, manifest)
-    labels = _labels(spec, plan, manifest)
+    labels = _labels(spec, plan, lock, manifest)
     _refuse(env, "environment")
     _refuse(labels, "label")
     return render.text(
@@ -43,11 +52,19 @@ def dockerfile(spec: Spec, *, manifest: str = "") -> str:
         base=image.base,
         python=image.python,
         cuda_text=f"CUDA {image.cuda}" if plan.min_driver_cuda else "for CPUs",
-        apt=sorted({"ca-certificates", *plan.apt, *debian_python}),
+        apt=sorted({*SYSTEM, *plan.apt, *debian_python}),
         build_apt=["binutils"] if python_image else ["binutils", "python3-venv"],
+        dev_apt=DEV if python_image else ("python3-venv", *DEV),
+        apt_secrets=APT_SECRETS,
+        pip_secrets=PIP_SECRETS,
         index="index" if image.index else "no-index",
-        imports=plan.imports,
-        drop=plan.drop,
+        layers=lock.layers,
+        link="--link " if link else "",
+        compiler=compiler,
+        final=image.final,
+        parent={"distroless": "scratch"}.get(image.final, "compiler" if compiler else "base"),
+        stage="final" if image.final == "slim" else f"final-{image.final}",
+        imports=list(plan.imports),
         env=env,
         labels=labels,
         ports=[spec.serve.port, spec.serve.control_port],
@@ -75,6 +92,12 @@ def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
     }
     if plan.min_driver_cuda:
         env |= {"NVIDIA_REQUIRE_CUDA": f"cuda>={plan.min_driver_cuda}", "CUDA_CACHE_PATH": f"{HOME}/.cache/cuda"}
+    env |= {
+        "BUILDER_GPU": "required" if plan.min_driver_cuda else "none",
+        "BUILDER_GPU_ARCHS": ",".join(spec.image.gpu_archs),
+        "BUILDER_CUDA": plan.min_driver_cuda,
+        "BUILDER_JIT": "on" if compiles(spec.image) else "off",
+    }
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"} | plan.env
     env |= _store(spec)
     return env | {
@@ -92,15 +115,6 @@ def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
     }
 
 
-def requirements(spec: Spec) -> dict[str, str]:
-    """The files of the build folder's requirements/, by name: exact pins, one a line.
-
-    The engine's file repeats the runtime's pins, so that the engine cannot move them.
-    """
-    runtime = "".join(f"{pin}\n" for pin in RUNTIME_PINS)
-    return {"runtime.txt": runtime, "engine.txt": runtime + "".join(f"{pin}\n" for pin in recipe(spec.image).requirements)}
-
-
 def _store(spec: Spec) -> dict[str, str]:
     """BUILDER_STORE and its endpoint, where a pod could reach them: not a folder, and not this machine."""
     if urlsplit(spec.weights.store).scheme not in REMOTE:
@@ -114,7 +128,7 @@ def _store(spec: Spec) -> dict[str, str]:
     return found
 
 
-def _labels(spec: Spec, plan: Recipe, manifest: str) -> dict[str, str]:
+def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, str]:
     image = spec.image
     labels = {
         "org.opencontainers.image.title": spec.name,
@@ -122,6 +136,9 @@ def _labels(spec: Spec, plan: Recipe, manifest: str) -> dict[str, str]:
         "org.opencontainers.image.base.name": image.base,
         "builder.engine": f"{image.engine.name} {image.engine.version}",
         "builder.cuda": plan.min_driver_cuda or "none",
+        "builder.gpu-archs": ",".join(image.gpu_archs),
+        "builder.jit": "on" if compiles(image) else "off",
+        "builder.lock": f"sha256:{hashlib.sha256(locks.text(lock).encode()).hexdigest()}",
         "builder.manifest": _digest(manifest),
         "builder.tool": __version__,
     }

@@ -4,7 +4,8 @@ Plain pip requirements (`--require-hashes` reads them), one a line, under a comm
 
     # Wheels of llama3-8b for Python 3.12, linux/amd64. Written by `builder lock`.
     # asks: vllm==0.32.0
-    # layer: nvidia-1
+    # without: nvidia-cutlass-dsl-libs-cu12==4.8.0 (for another CUDA)
+    # layer: nvidia-cublas
     nvidia-cublas==13.1.1.3 --hash=sha256:4cb3... # 423.1 MB
 
 The layers stand in the lock so that a build needs no index to cut them, and a review sees what moves. No index and no
@@ -55,10 +56,14 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class LockLayer:
-    """Wheels that share one layer of the image. name: letters, digits and dashes; the stage is called after it."""
+    """Wheels that are installed, trimmed and shipped together. name: letters, digits and dashes; the stage is called after it.
+
+    parts: layers of the image that its files are spread over, where one would be too large.
+    """
 
     name: str
     wheels: tuple[Wheel, ...]
+    parts: int = 1
 
     @property
     def size(self) -> int:
@@ -71,13 +76,17 @@ class LockLayer:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """name, python, platforms: what it was made for. asks: the pins that were resolved. layers: base first."""
+    """name, python, platforms: what it was made for. asks: the pins that were resolved. layers: base first.
+
+    without: what the engine's wheels ask for and the image leaves out, as `NAME==VERSION (why)`.
+    """
 
     name: str
     python: str
     platforms: tuple[str, ...]
     asks: tuple[str, ...]
     layers: tuple[LockLayer, ...]
+    without: tuple[str, ...] = ()
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
@@ -88,10 +97,21 @@ class Lock:
 
     def to_json(self) -> dict[str, Any]:
         layers = [
-            {"name": one.name, "bytes": one.size, "wheels": [{"pin": w.pin, "bytes": w.size} for w in one.wheels]}
+            {
+                "name": one.name,
+                "parts": one.parts,
+                "bytes": one.size,
+                "wheels": [{"pin": w.pin, "bytes": w.size} for w in one.wheels],
+            }
             for one in self.layers
         ]
-        own = {"name": self.name, "python": self.python, "platforms": list(self.platforms), "asks": list(self.asks)}
+        own = {
+            "name": self.name,
+            "python": self.python,
+            "platforms": list(self.platforms),
+            "asks": list(self.asks),
+            "without": list(self.without),
+        }
         return own | {"packages": len(self.wheels), "layers": layers}
 
 
@@ -108,8 +128,9 @@ def text(lock: Lock) -> str:
     """The file's text; `read` gives the same lock back."""
     lines = [f"# Wheels of {lock.name} for Python {lock.python}, {' '.join(lock.platforms)}. Written by `builder lock`."]
     lines += [f"# asks: {ask}" for ask in lock.asks]
+    lines += [f"# without: {one}" for one in lock.without]
     for layer in lock.layers:
-        lines += [f"# layer: {layer.name}"]
+        lines += [f"# layer: {layer.name}" + (f", {layer.parts} parts" if layer.parts > 1 else "")]
         lines += [w.requirement() + (f" # {w.size / 1e6:.1f} MB" if w.size >= 50_000 else "") for w in layer.wheels]
     return "\n".join(lines) + "\n"
 
@@ -123,17 +144,22 @@ def read(body: str, at: str) -> Lock:
             f"{at}:1: not a lock of this version; expected `# Wheels of NAME for Python 3.N, PLATFORM. ...`", hint=HINT
         )
     asks: list[str] = []
-    layers: list[tuple[str, list[Wheel]]] = []
+    without: list[str] = []
+    layers: list[tuple[str, int, list[Wheel]]] = []
     for number, line in enumerate(lines[1:], 2):
         if line.startswith("# asks: "):
             asks.append(line.removeprefix("# asks: "))
-        elif match := re.fullmatch(r"# layer: ([a-z][a-z0-9-]*)", line):
-            layers.append((match[1], []))
+        elif line.startswith("# without: "):
+            without.append(line.removeprefix("# without: "))
+        elif match := re.fullmatch(r"# layer: ([a-z][a-z0-9-]*)(?:, ([2-9]) parts)?", line):
+            layers.append((match[1], int(match[2] or 1), []))
         elif (match := _LINE.fullmatch(line)) and layers:
-            layers[-1][1].append(_wheel(match))
+            layers[-1][2].append(_wheel(match))
         else:
             raise ConfigError(f"{at}:{number}: expected NAME==VERSION --hash=sha256:..., found {line[:60]!r}", hint=HINT)
-    found = Lock(head["name"], head["python"], tuple(head["platforms"].split()), tuple(asks), tuple(_layers(layers)))
+    found = Lock(
+        head["name"], head["python"], tuple(head["platforms"].split()), tuple(asks), tuple(_layers(layers)), tuple(without)
+    )
     names = [wheel.name for wheel in found.wheels]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{at}: {twice[0]} is there twice", hint=HINT)
@@ -146,5 +172,5 @@ def _wheel(match: re.Match[str]) -> Wheel:
     return Wheel(normal(match["name"]), match["version"], hashes, size, (match["marker"] or "").strip())
 
 
-def _layers(found: Iterable[tuple[str, list[Wheel]]]) -> Iterable[LockLayer]:
-    return (LockLayer(name, tuple(wheels)) for name, wheels in found)
+def _layers(found: Iterable[tuple[str, int, list[Wheel]]]) -> Iterable[LockLayer]:
+    return (LockLayer(name, tuple(wheels), parts) for name, parts, wheels in found)

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from builder import process
 from builder.config.load import Loaded
 from builder.errors import ConfigError
+from builder.image.resolve import Index
 
 PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
 APT_SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
@@ -45,6 +46,19 @@ def gather(loaded: Loaded, private: Path) -> Given:
     if sources is not None:
         secrets["apt_sources"] = sources
     return Given(secrets, wheelhouse(loaded, pip))
+
+
+def index(loaded: Loaded) -> Index:
+    """Where `builder lock` looks: builder.yaml's index and wheelhouse, else what this machine's pip is set to."""
+    pip, image = pip_settings(), loaded.spec.image
+    ca = str(loaded.path_of(image.ca_bundle)) if image.ca_bundle else pip.get("cert", "")
+    env = {"SSL_CERT_FILE": ca} if ca else {}
+    if pip.get("index-url"):
+        env["UV_DEFAULT_INDEX"] = pip["index-url"]
+    extra = " ".join(place for place in pip.get("extra-index-url", "").split() if _remote_only(place))
+    if extra:
+        env["UV_INDEX"] = extra
+    return Index(env, wheelhouse(loaded, pip), bool(image.index))
 
 
 def wheelhouse(loaded: Loaded, pip: dict[str, str] | None = None) -> Path | None:

@@ -1,39 +1,56 @@
 # smollm2-135m: llama.cpp 2026.10.11549 on debian:bookworm-slim, for CPUs.
-# Rendered by builder from builder.yaml; change that file, not this one. Steps: steps/ beside this file.
+# Rendered by builder from builder.yaml and requirements.lock; change those, not this. Steps: steps/ beside this file.
 
 # base: Python with its whole standard library, certificates, the engine's system libraries, the user.
 FROM debian:bookworm-slim AS base
-RUN --mount=type=bind,source=steps,target=/steps \
+RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
+    --mount=type=bind,source=steps/python,target=/steps/python \
+    --mount=type=bind,source=steps/user,target=/steps/user \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
-    sh /steps/apt ca-certificates libgomp1 libpython3-stdlib python3 \
+    sh /steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
  && sh /steps/python 3.11 \
  && sh /steps/user
 
-# wheels: the packages of builder's own runtime, then the engine's, in one virtual environment without pip.
-FROM base AS wheels
-RUN --mount=type=bind,source=steps,target=/steps \
+# resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
+FROM base AS resolve
+RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
     sh /steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
- && python3 -m venv --without-pip /opt/venv
-RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=bind,source=wheelhouse,target=/wheelhouse \
-    --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
-    sh /steps/wheels index /requirements/runtime.txt \
- && find /opt/venv -type f >/opt/runtime.list
-RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=bind,source=wheelhouse,target=/wheelhouse \
-    --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
-    sh /steps/wheels index /requirements/engine.txt
+ && python3 -m venv --without-pip /opt/venv \
+ && find /opt/venv ! -type d >/opt/venv.list
 
-# trim: drop what serving never reads, strip, compile what an import touches, split into two layers: one for all engines.
-FROM wheels AS trim
-RUN --mount=type=bind,source=steps,target=/steps \
-    /opt/venv/bin/python /steps/trim.py /opt/runtime.list 315532800 xllamacpp
+# wheels, trim, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
+FROM resolve AS wheels-runtime
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/runtime.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/runtime,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py runtime 1
+FROM resolve AS wheels-engine
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/engine.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/engine,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py engine 1
+
+# libraries: every layer, in the order of how seldom it changes.
+FROM base AS libraries
+COPY --link --from=wheels-runtime /out/1/ /
+COPY --link --from=wheels-engine /out/1/ /
+
+# pyc: bytecode of what a start imports.
+FROM libraries AS pyc
+RUN --mount=type=bind,source=steps/pyc.py,target=/steps/pyc.py \
+    ["/opt/venv/bin/python", "/steps/pyc.py", "315532800", "xllamacpp"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped
@@ -41,11 +58,10 @@ COPY builder /out/opt/builder/builder
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /out \
  && find /out -exec touch -h -d @315532800 {} +
 
-# runtime: base, the layers, the environment.
-FROM base AS runtime
-COPY --from=trim /out/runtime/ /
-COPY --from=trim /out/engine/ /
-COPY --from=shipped /out/ /
+# runtime: the libraries, their bytecode, builder's runtime, the environment.
+FROM libraries AS runtime
+COPY --link --from=pyc /out/ /
+COPY --link --from=shipped /out/ /
 ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     PYTHONPATH="/opt/builder" \
     PYTHONDONTWRITEBYTECODE="1" \
@@ -55,6 +71,10 @@ ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     CUDA_MODULE_LOADING="LAZY" \
     NVIDIA_VISIBLE_DEVICES="all" \
     NVIDIA_DRIVER_CAPABILITIES="compute,utility" \
+    BUILDER_GPU="none" \
+    BUILDER_GPU_ARCHS="" \
+    BUILDER_CUDA="" \
+    BUILDER_JIT="off" \
     HF_HUB_OFFLINE="1" \
     HF_HUB_DISABLE_TELEMETRY="1" \
     DO_NOT_TRACK="1" \
@@ -71,11 +91,11 @@ ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     BUILDER_WARMUP_TOKENS="32,128"
 WORKDIR /home/app
 
-# smoke: as the user of the final image, import the engine and the runtime. Fails the build, and final needs its report.
+# smoke: as the user of the final image, import the engine and the runtime. Fails the build, and the last stage needs its report.
 FROM runtime AS smoke
 USER 10001:0
-RUN --mount=type=bind,source=steps,target=/steps \
-    /opt/venv/bin/python /steps/smoke.py /tmp/smoke.json xllamacpp
+RUN --mount=type=bind,source=steps/smoke.py,target=/steps/smoke.py \
+    ["/opt/venv/bin/python", "/steps/smoke.py", "/tmp/smoke.json", "xllamacpp"]
 
 # final: what is pushed.
 FROM runtime AS final
@@ -85,6 +105,8 @@ LABEL org.opencontainers.image.title="smollm2-135m" \
       org.opencontainers.image.base.name="debian:bookworm-slim" \
       builder.engine="llama.cpp 2026.10.11549" \
       builder.cuda="none" \
+      builder.jit="off" \
+      builder.lock="sha256:c6366a8deeb4e6d5634e741409d2c6397d04bbf4c224a7f853ea674790eba497" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

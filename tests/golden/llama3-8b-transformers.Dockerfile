@@ -1,39 +1,189 @@
-# llama3-8b: transformers 5.23.0 on python:3.12-slim-bookworm, CUDA 13.
-# Rendered by builder from builder.yaml; change that file, not this one. Steps: steps/ beside this file.
+# llama3-8b: transformers 5.23.0 on debian:bookworm-slim, CUDA 13.
+# Rendered by builder from builder.yaml and requirements.lock; change those, not this. Steps: steps/ beside this file.
 
 # base: Python with its whole standard library, certificates, the engine's system libraries, the user.
-FROM python:3.12-slim-bookworm AS base
-RUN --mount=type=bind,source=steps,target=/steps \
+FROM debian:bookworm-slim AS base
+RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
+    --mount=type=bind,source=steps/python,target=/steps/python \
+    --mount=type=bind,source=steps/user,target=/steps/user \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
-    sh /steps/apt ca-certificates libgomp1 \
- && sh /steps/python 3.12 \
+    sh /steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
+ && sh /steps/python 3.11 \
  && sh /steps/user
 
-# wheels: the packages of builder's own runtime, then the engine's, in one virtual environment without pip.
-FROM base AS wheels
-RUN --mount=type=bind,source=steps,target=/steps \
+# resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
+FROM base AS resolve
+RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
-    sh /steps/apt binutils \
+    sh /steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
- && python3 -m venv --without-pip /opt/venv
-RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=bind,source=wheelhouse,target=/wheelhouse \
-    --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
-    sh /steps/wheels index /requirements/runtime.txt \
- && find /opt/venv -type f >/opt/runtime.list
-RUN --mount=type=bind,source=steps,target=/steps \
-    --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=bind,source=wheelhouse,target=/wheelhouse \
-    --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
-    sh /steps/wheels index /requirements/engine.txt
+ && python3 -m venv --without-pip /opt/venv \
+ && find /opt/venv ! -type d >/opt/venv.list
 
-# trim: drop what serving never reads, strip, compile what an import touches, split into two layers: one for all engines.
-FROM wheels AS trim
-RUN --mount=type=bind,source=steps,target=/steps \
-    /opt/venv/bin/python /steps/trim.py /opt/runtime.list 315532800 torch,transformers,transformers.cli.transformers,transformers.cli.serving.server transformers/testing_utils.py torch/include torch/share 'torch/bin/protoc*' torch/test 'nvidia/*/include' 'nvidia/*/*/include'
+# wheels, trim, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
+FROM resolve AS wheels-runtime
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/runtime.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/runtime,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py runtime 1
+FROM resolve AS wheels-nvidia-cublas
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cublas.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cublas,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cublas 1
+FROM resolve AS wheels-nvidia-cudnn-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cudnn-cu13.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cudnn-cu13,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cudnn-cu13 1
+FROM resolve AS wheels-nvidia-cufft
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cufft.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cufft,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cufft 1
+FROM resolve AS wheels-nvidia-cusolver
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cusolver.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusolver,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cusolver 1
+FROM resolve AS wheels-nvidia-cusparse
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cusparse.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusparse,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cusparse 1
+FROM resolve AS wheels-nvidia-cusparselt-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-cusparselt-cu13.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusparselt-cu13,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-cusparselt-cu13 1
+FROM resolve AS wheels-nvidia-nccl-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia-nccl-cu13.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-nccl-cu13,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia-nccl-cu13 1
+FROM resolve AS wheels-nvidia
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/nvidia.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py nvidia 1
+FROM resolve AS wheels-torch-deps
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/torch-deps.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/torch-deps,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py torch-deps 1
+FROM resolve AS wheels-torch
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/torch.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/torch,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py torch 2
+FROM resolve AS wheels-triton
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/triton.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/triton,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py triton 1
+FROM resolve AS wheels-deps
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/deps.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/deps,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py deps 1
+FROM resolve AS wheels-engine
+RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
+    --mount=type=bind,source=requirements/engine.txt,target=/requirements.txt \
+    --mount=type=bind,source=wheelhouse/engine,target=/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    sh /steps/wheels index /requirements.txt \
+ && /opt/venv/bin/python /steps/trim.py engine 1
+
+# libraries: every layer, in the order of how seldom it changes.
+FROM base AS libraries
+COPY --link --from=wheels-runtime /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/1/ /
+COPY --link --from=wheels-nvidia-cudnn-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia-cufft /out/1/ /
+COPY --link --from=wheels-nvidia-cusolver /out/1/ /
+COPY --link --from=wheels-nvidia-cusparse /out/1/ /
+COPY --link --from=wheels-nvidia-cusparselt-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia-nccl-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia /out/1/ /
+COPY --link --from=wheels-torch-deps /out/1/ /
+COPY --link --from=wheels-torch /out/1/ /
+COPY --link --from=wheels-torch /out/2/ /
+COPY --link --from=wheels-triton /out/1/ /
+COPY --link --from=wheels-deps /out/1/ /
+COPY --link --from=wheels-engine /out/1/ /
+
+# pyc: bytecode of what a start imports.
+FROM libraries AS pyc
+RUN --mount=type=bind,source=steps/pyc.py,target=/steps/pyc.py \
+    ["/opt/venv/bin/python", "/steps/pyc.py", "315532800", "torch", "transformers", "transformers.cli.transformers", "transformers.cli.serving.server"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped
@@ -41,11 +191,10 @@ COPY builder /out/opt/builder/builder
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /out \
  && find /out -exec touch -h -d @315532800 {} +
 
-# runtime: base, the layers, the environment.
-FROM base AS runtime
-COPY --from=trim /out/runtime/ /
-COPY --from=trim /out/engine/ /
-COPY --from=shipped /out/ /
+# runtime: the libraries, their bytecode, builder's runtime, the environment.
+FROM libraries AS runtime
+COPY --link --from=pyc /out/ /
+COPY --link --from=shipped /out/ /
 ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     PYTHONPATH="/opt/builder" \
     PYTHONDONTWRITEBYTECODE="1" \
@@ -57,6 +206,10 @@ ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     NVIDIA_DRIVER_CAPABILITIES="compute,utility" \
     NVIDIA_REQUIRE_CUDA="cuda>=13.0" \
     CUDA_CACHE_PATH="/home/app/.cache/cuda" \
+    BUILDER_GPU="required" \
+    BUILDER_GPU_ARCHS="9.0" \
+    BUILDER_CUDA="13.0" \
+    BUILDER_JIT="off" \
     HF_HUB_OFFLINE="1" \
     HF_HUB_DISABLE_TELEMETRY="1" \
     DO_NOT_TRACK="1" \
@@ -75,20 +228,23 @@ ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     PYTORCH_ALLOC_CONF="expandable_segments:True"
 WORKDIR /home/app
 
-# smoke: as the user of the final image, import the engine and the runtime. Fails the build, and final needs its report.
+# smoke: as the user of the final image, import the engine and the runtime. Fails the build, and the last stage needs its report.
 FROM runtime AS smoke
 USER 10001:0
-RUN --mount=type=bind,source=steps,target=/steps \
-    /opt/venv/bin/python /steps/smoke.py /tmp/smoke.json torch transformers transformers.cli.transformers transformers.cli.serving.server
+RUN --mount=type=bind,source=steps/smoke.py,target=/steps/smoke.py \
+    ["/opt/venv/bin/python", "/steps/smoke.py", "/tmp/smoke.json", "torch", "transformers", "transformers.cli.transformers", "transformers.cli.serving.server"]
 
 # final: what is pushed.
 FROM runtime AS final
 COPY --from=smoke --chmod=0444 /tmp/smoke.json /opt/builder/smoke.json
 LABEL org.opencontainers.image.title="llama3-8b" \
       org.opencontainers.image.version="5.23.0" \
-      org.opencontainers.image.base.name="python:3.12-slim-bookworm" \
+      org.opencontainers.image.base.name="debian:bookworm-slim" \
       builder.engine="transformers 5.23.0" \
       builder.cuda="13.0" \
+      builder.gpu-archs="9.0" \
+      builder.jit="off" \
+      builder.lock="sha256:570de02a40b603e4b95a5c7de5460d698672fecce628fd4a49bec5b11ccf3c3e" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from builder.config.load import load
 from builder.config.spec import Spec
 from builder.errors import ConfigError
 from builder.image import context
-from builder.image.dockerfile import RUNTIME_PINS
+from builder.image import lock as locks
+from builder.image.lock import Lock
 
-HASH = "--hash=sha256:" + "0" * 64
+ENGINE = "xllamacpp-2026.10.11549-cp310-abi3-manylinux_2_28_x86_64.whl"
 
 
 @pytest.fixture
@@ -22,88 +24,135 @@ def spec() -> Spec:
     return load(resources.folder("images") / "demo-llama-cpp").spec
 
 
-def lock_for(folder: Path, *pins: str) -> Path:
-    path = folder / "requirements.lock"
-    path.write_text("# a comment\n" + "".join(f"{pin} \\\n    {HASH}\n" for pin in (*RUNTIME_PINS, *pins)))
-    return path
+@pytest.fixture
+def lock(spec: Spec) -> Lock:
+    return context.read_lock(resources.folder("images") / "demo-llama-cpp", spec)
 
 
-def test_same_description_makes_the_same_folder(spec: Spec, tmp_path: Path) -> None:
-    first, second = context.write(tmp_path / "a", spec), context.write(tmp_path / "b", spec)
+def test_same_description_makes_the_same_folder(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    first, second = context.write(tmp_path / "a", spec, lock), context.write(tmp_path / "b", spec, lock)
     assert (first.digest, first.files) == (second.digest, second.files)
     for name in first.files:
         one, two = (tmp_path / "a" / name).stat(), (tmp_path / "b" / name).stat()
         assert (one.st_mode, one.st_mtime) == (two.st_mode, two.st_mtime)
 
 
-def test_another_manifest_makes_another_folder(spec: Spec, tmp_path: Path) -> None:
-    assert context.write(tmp_path / "a", spec).digest != context.write(tmp_path / "b", spec, manifest="a" * 64).digest
+def test_another_manifest_makes_another_folder(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    assert (
+        context.write(tmp_path / "a", spec, lock).digest != context.write(tmp_path / "b", spec, lock, manifest="a" * 64).digest
+    )
 
 
-def test_the_umask_does_not_matter(spec: Spec, tmp_path: Path) -> None:
+def test_the_umask_does_not_matter(spec: Spec, lock: Lock, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        context.write(tmp_path / "a", spec)
+        context.write(tmp_path / "a", spec, lock)
     finally:
         os.umask(before)
     assert (tmp_path / "a" / "Dockerfile").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "a" / "steps").stat().st_mode & 0o777 == 0o755
 
 
-def test_the_shipped_set_and_no_more(spec: Spec, tmp_path: Path) -> None:
-    context.write(tmp_path / "a", spec)
+def test_the_shipped_set_and_no_more(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    context.write(tmp_path / "a", spec, lock)
     shipped = {path.name for path in (tmp_path / "a" / "builder").iterdir()}
     assert shipped == {"__init__.py", "errors.py", "format", "transfer", "runtime"}
     assert not list((tmp_path / "a").rglob("*.pyc"))
 
 
-def test_a_folder_with_something_in_it_is_left_alone(spec: Spec, tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_left_alone(spec: Spec, lock: Lock, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        context.write(tmp_path, spec)
+        context.write(tmp_path, spec, lock)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_wheels_are_linked_and_stay_the_users(spec: Spec, tmp_path: Path) -> None:
+def test_wheels_are_linked_and_stay_the_users(spec: Spec, lock: Lock, tmp_path: Path) -> None:
     house = tmp_path / "house"
     house.mkdir()
-    wheel = house / "a-1-py3-none-any.whl"
+    wheel = house / ENGINE
     wheel.write_bytes(b"wheel")
     wheel.chmod(0o600)
+    (house / "stranger-1-py3-none-any.whl").write_bytes(b"another image's")
     before = wheel.stat().st_mtime_ns
-    made = context.write(tmp_path / "a", spec, wheelhouse=house)
-    assert "wheelhouse/a-1-py3-none-any.whl" in made.files
+    made = context.write(tmp_path / "a", spec, lock, wheelhouse=house)
+    assert [name for name in made.files if name.endswith(".whl")] == [f"wheelhouse/engine/{ENGINE}"]
     assert (wheel.stat().st_mode & 0o777, wheel.stat().st_mtime_ns) == (0o600, before)
 
 
+def test_a_closed_build_names_the_wheel_that_is_missing(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    house.mkdir()
+    (house / ENGINE).write_bytes(b"wheel")
+    closed = spec.model_copy(update={"image": spec.image.model_copy(update={"index": False})})
+    with pytest.raises(ConfigError, match=r"house lacks awscrt==0\.38\.1, and image\.index is false"):
+        context.write(tmp_path / "a", closed, lock, wheelhouse=house)
+
+
+def test_a_file_that_is_no_wheel_is_named(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    house.mkdir()
+    (house / "torch.whl").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"torch\.whl: not a wheel's name"):
+        context.write(tmp_path / "a", spec, lock, wheelhouse=house)
+
+
 @pytest.mark.parametrize("what", ["missing", "empty", "a file"])
-def test_a_wheelhouse_without_wheels(what: str, spec: Spec, tmp_path: Path) -> None:
+def test_a_wheelhouse_without_wheels(what: str, spec: Spec, lock: Lock, tmp_path: Path) -> None:
     house = tmp_path / "house"
     if what == "empty":
         house.mkdir()
     if what == "a file":
         house.write_text("")
     with pytest.raises(ConfigError, match=r"image\.wheelhouse: .* holds no wheels"):
-        context.write(tmp_path / "a", spec, wheelhouse=house)
+        context.write(tmp_path / "a", spec, lock, wheelhouse=house)
 
 
-def test_a_lock_is_split_between_runtime_and_engine(spec: Spec, tmp_path: Path) -> None:
-    engine = f"xllamacpp=={spec.image.engine.version}"
-    context.write(tmp_path / "a", spec, lock=lock_for(tmp_path, engine))
-    runtime_text = (tmp_path / "a/requirements/runtime.txt").read_text()
-    engine_text = (tmp_path / "a/requirements/engine.txt").read_text()
-    assert runtime_text == "".join(f"{pin} {HASH}\n" for pin in RUNTIME_PINS)
-    assert engine_text == f"{engine} {HASH}\n"
+def test_each_layer_gets_its_own_requirements_and_folder(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    context.write(tmp_path / "a", spec, lock)
+    for layer in lock.layers:
+        text = (tmp_path / "a/requirements" / f"{layer.name}.txt").read_text()
+        assert [line.split(" ")[0] for line in text.splitlines()] == [wheel.pin for wheel in layer.wheels]
+        assert all(" --hash=sha256:" in line for line in text.splitlines())
+        assert (tmp_path / "a/wheelhouse" / layer.name).is_dir()
 
 
-def test_a_lock_of_another_version_is_refused(spec: Spec, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds xllamacpp==1\.0 where builder\.yaml asks for xllamacpp==2026"):
-        context.write(tmp_path / "a", spec, lock=lock_for(tmp_path, "xllamacpp==1.0"))
+def write_lock(folder: Path, lock: Lock, **changes: object) -> None:
+    (folder / "requirements.lock").write_text(locks.text(dataclasses.replace(lock, **changes)))
 
 
-def test_shipped_locks_fit_their_images(tmp_path: Path) -> None:
-    for lock in resources.folder("images").glob("*/requirements.lock"):
-        made = context.write(tmp_path / lock.parent.name, load(lock.parent).spec, lock=lock)
-        text = (made.folder / "requirements/engine.txt").read_text()
-        assert text.strip()
-        assert all("--hash=sha256:" in line for line in text.splitlines())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"asks": ("xllamacpp==1.0",)}, "builder.yaml asks for xllamacpp==2026"),
+        ({"python": "3.12"}, "it is for Python 3.12, builder.yaml for 3.11"),
+        ({"platforms": ("linux/arm64",)}, "it is for linux/arm64, builder.yaml for linux/amd64"),
+    ],
+)
+def test_a_lock_out_of_date_is_refused(
+    changes: dict[str, object], message: str, spec: Spec, lock: Lock, tmp_path: Path
+) -> None:
+    write_lock(tmp_path, lock, **changes)
+    with pytest.raises(ConfigError, match="out of date") as caught:
+        context.read_lock(tmp_path, spec)
+    assert message in caught.value.message
+    assert caught.value.hint == "run `builder lock` again"
+
+
+def test_a_lock_that_holds_more_than_asked_is_refused(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    write_lock(tmp_path, lock, asks=(*lock.asks, "left-over==1"))
+    with pytest.raises(ConfigError, match="it holds left-over==1"):
+        context.read_lock(tmp_path, spec)
+
+
+def test_without_a_lock_nothing_is_built(spec: Spec, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"requirements\.lock: not there") as caught:
+        context.read_lock(tmp_path, spec)
+    assert caught.value.hint == "run `builder lock`"
+
+
+def test_shipped_locks_fit_their_images() -> None:
+    found = list(resources.folder("images").glob("*/requirements.lock"))
+    assert len(found) > 5
+    for path in found:
+        assert context.read_lock(path.parent, load(path.parent).spec).wheels

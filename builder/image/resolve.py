@@ -1,0 +1,250 @@
+"""What an engine and builder's runtime need, down to the last wheel: the lock of an image.
+
+uv resolves: for the image's own Python and platform, whatever this machine's are (pip judges environment markers by the
+Python that runs it), 197 packages of vLLM in about a second, and it writes the standard lock format (PEP 751), which names
+each wheel with its hash. Credentials of an index reach it through the environment, never its command line.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import subprocess
+import tempfile
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from builder.config.spec import Image, Spec
+from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
+from builder.image import layers
+from builder.image.dockerfile import RUNTIME_PINS
+from builder.image.lock import Lock, Wheel, normal
+from builder.image.recipes import Recipe, names, recipe
+
+GLIBC = {"bookworm": 36, "trixie": 41, "jammy": 35, "noble": 39}
+"""Minor version of glibc 2 by distribution: it decides which manylinux wheels the image can load."""
+OLDEST_GLIBC = 28
+NEWEST_UV = 40
+MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+READERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where wheels are looked for. env: further environment of the resolver, where an index's address and password go.
+
+    wheelhouse: a folder of wheels, asked too.  online: whether an index may be asked at all.
+    """
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    wheelhouse: Path | None = None
+    online: bool = True
+
+
+def asks(spec: Spec) -> tuple[str, ...]:
+    """The pins that a lock of `spec` resolves: the engine's, the user's, builder's own."""
+    return (*recipe(spec.image).requirements, *spec.image.packages, *RUNTIME_PINS)
+
+
+def platforms(image: Image) -> tuple[str, ...]:
+    return tuple(getattr(image, "platforms", ())) or ("linux/amd64",)
+
+
+def resolve(spec: Spec, index: Index) -> Lock:
+    """Every wheel of the image of `spec`, in layers.
+
+    Raises ConfigError where there is no solution or it is for another CUDA than image.cuda, RemoteError where no index answers.
+    """
+    image, plan = spec.image, recipe(spec.image)
+    found: dict[str, dict[str, _Found]] = {}
+    for platform in platforms(image):
+        for one in _resolve(asks(spec), image, platform, index):
+            found.setdefault(one.name, {})[platform] = one
+    wheels = _merge(found, platforms(image))
+    wheels, left_out = _without(wheels, plan, image)
+    _require_cuda(wheels, image)
+    runtime = frozenset(names(RUNTIME_PINS))
+    closure = _torch_closure(wheels, image, index) - runtime
+    cut = layers.cut(wheels, runtime=runtime, torch=closure, engine=plan.engine)
+    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A wheel as an index offers it."""
+
+    name: str
+    version: str
+    sha256: str
+    url: str
+    size: int = 0
+
+
+def _resolve(pins: Iterable[str], image: Image, platform: str, index: Index, constraints: Iterable[str] = ()) -> list[_Found]:
+    with tempfile.TemporaryDirectory(prefix="builder-lock-") as work:
+        asked, lock, bounds = Path(work, "requirements.in"), Path(work, "pylock.toml"), Path(work, "constraints.txt")
+        asked.write_text("\n".join(pins) + "\n")
+        bounds.write_text("\n".join([*constraints, *_not_for_cpus(image, index)]) + "\n")
+        _uv(["pip", "compile", str(asked), "--constraints", str(bounds), "--output-file", str(lock)], image, platform, index)
+        body = tomllib.loads(lock.read_text())
+        packages = body.get("packages", [])
+        tags = {tag: rank for rank, tag in enumerate(_tags(image, platform))}
+        return [_best(package, tags, Path(work)) for package in packages]
+
+
+def _not_for_cpus(image: Image, index: Index) -> Iterable[str]:
+    """A wheel +cpu in a wheelhouse satisfies ==, and wins: a CUDA image would have no CUDA."""
+    if image.cuda == "none" or index.wheelhouse is None:
+        return ()
+    found = (wheel.name.split("-") for wheel in index.wheelhouse.glob("*+cpu-*.whl"))
+    return sorted({f"{normal(parts[0])}!={parts[1]}" for parts in found})
+
+
+def _uv(args: Sequence[str], image: Image, platform: str, index: Index) -> None:
+    """Run uv. Raises the error that its last words mean."""
+    try:
+        import uv
+
+        program = uv.find_uv_bin()
+    except (ImportError, FileNotFoundError) as exc:
+        raise CapabilityError("uv: not installed; it resolves the wheels of an image", hint="pip install uv") from exc
+    target = f"{MACHINES[platform]}-manylinux_2_{min(_glibc(image), NEWEST_UV)}"
+    command = [program, *args, "--format", "pylock.toml", "--quiet", "--no-header", "--no-config", "--only-binary", ":all:"]
+    command += ["--python-version", image.python, "--python-platform", target]
+    command += ["--find-links", str(index.wheelhouse)] if index.wheelhouse else []
+    command += [] if index.online else ["--no-index"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))} | dict(index.env)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=900)
+    if done.returncode:
+        raise _failure(done.stderr)
+
+
+def _failure(said: str) -> BuilderError:
+    """uv's last words, without the addresses of indexes, as the error they mean."""
+    text = re.sub(r"://[^/@\s]+@", "://", said)
+    lines = [line for line in text.strip().splitlines() if line.strip() and not line.startswith("warning")]
+    reason = "\n  ".join(line.rstrip() for line in lines[:8])
+    if re.search(r"401|403|[Uu]nauthorized|[Ff]orbidden", text) and "status" in text.lower():
+        return RemoteError(f"the package index refused: {reason}", hint="check the credentials in image.index")
+    if re.search(r"dns error|[Cc]onnection refused|error sending request|timed out|[Cc]onnect", text):
+        return RemoteError(f"no package index answers: {reason}", hint="check image.index, image.proxy and image.ca_bundle")
+    return ConfigError(
+        f"the wheels of this image cannot be resolved: {reason}",
+        hint="check image.engine.version, image.python and image.packages, or add what is missing to image.wheelhouse",
+    )
+
+
+def _glibc(image: Image) -> int:
+    return next((minor for suite, minor in GLIBC.items() if suite in image.base), OLDEST_GLIBC)
+
+
+def _tags(image: Image, platform: str) -> Iterable[Tag]:
+    """What pip inside the image accepts, best first (PEP 425, PEP 600)."""
+    version = tuple(int(part) for part in image.python.split("."))
+    machine = MACHINES[platform]
+    known = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+    accepted = []
+    for minor in range(_glibc(image), 4, -1):
+        accepted.append(f"manylinux_2_{minor}_{machine}")
+        accepted += [f"{known[minor]}_{machine}"] if minor in known else []
+    accepted.append(f"linux_{machine}")
+    yield from cpython_tags(version, platforms=accepted)
+    yield from compatible_tags(version, platforms=accepted)
+
+
+def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> _Found:
+    """The wheel that pip will take: the lowest rank of its tags."""
+    name, version = normal(package["name"]), str(package["version"])
+    offered = []
+    for wheel in package.get("wheels", ()):
+        where = wheel.get("url") or (base / wheel["path"]).resolve().as_uri()
+        fits = [ranks[tag] for tag in parse_wheel_filename(unquote(Path(urlsplit(where).path).name))[3] if tag in ranks]
+        if fits and "sha256" in wheel.get("hashes", {}):
+            offered.append((min(fits), _Found(name, version, wheel["hashes"]["sha256"], where, int(wheel.get("size", 0)))))
+    if not offered:
+        raise ConfigError(
+            f"{name}=={version}: no wheel with a sha256 for this image", hint="use another index, or add it to image.wheelhouse"
+        )
+    return min(offered, key=lambda one: one[0])[1]
+
+
+def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str]) -> list[Wheel]:
+    """One entry a distribution, whichever platforms need it; the same version on all."""
+    sizes = _sizes([one for by in found.values() for one in by.values()])
+    wheels = []
+    for name, by in sorted(found.items()):
+        versions = sorted({one.version for one in by.values()})
+        if len(versions) > 1:
+            raise ConfigError(f"{name}: {' and '.join(versions)}, by platform", hint="pin one version in image.packages")
+        marker = "" if len(by) == len(wanted) else " or ".join(f'platform_machine == "{MACHINES[p]}"' for p in by)
+        hashes = tuple(dict.fromkeys(one.sha256 for one in by.values()))
+        wheels.append(Wheel(name, versions[0], hashes, max(sizes[one.url] for one in by.values()), marker))
+    return wheels
+
+
+def _without(wheels: Sequence[Wheel], plan: Recipe, image: Image) -> tuple[list[Wheel], tuple[str, ...]]:
+    """Take out what the recipe names, and libraries for another CUDA: never a second one."""
+    major = image.cuda.split(".")[0]
+
+    def why(wheel: Wheel) -> str:
+        other = re.search(r"-cu(\d\d)x?$", wheel.name)
+        if other and other[1] != major and f"{wheel.name[: other.start()]}-cu{major}" in {one.name for one in wheels}:
+            return "for another CUDA"
+        return plan.without.get(wheel.name, "")
+
+    kept = [wheel for wheel in wheels if not why(wheel)]
+    return kept, tuple(f"{wheel.pin} ({why(wheel)})" for wheel in wheels if why(wheel))
+
+
+def _require_cuda(wheels: Sequence[Wheel], image: Image) -> None:
+    """The CUDA of the wheels is the one that builder.yaml names."""
+    for wheel in wheels:
+        suffix = re.search(r"^nvidia-cublas(?:-cu(\d\d))?$", wheel.name)
+        if suffix:
+            major = suffix[1] or wheel.version.split(".")[0]
+            if image.cuda.split(".")[0] != major:
+                engine = f"{image.engine.name} {image.engine.version}"
+                raise ConfigError(
+                    f'image.cuda: found "{image.cuda}"; {engine} is published for CUDA {major}',
+                    hint=f'set image.cuda to "{major}"',
+                )
+
+
+def _torch_closure(wheels: Sequence[Wheel], image: Image, index: Index) -> frozenset[str]:
+    """Names of what torch alone installs, torch among them; empty without torch."""
+    torch = next((wheel for wheel in wheels if wheel.name == "torch"), None)
+    if torch is None:
+        return frozenset()
+    asked = f"torch{'==' if '+' in torch.version else '==='}{torch.version}"
+    pins = [wheel.pin for wheel in wheels if wheel.name != "torch"]
+    return frozenset(one.name for one in _resolve([asked], image, platforms(image)[0], index, constraints=pins))
+
+
+def _sizes(found: Sequence[_Found]) -> dict[str, int]:
+    """Bytes of each wheel by URL: as the index says, else by asking for the file's header; 0 where it does not tell."""
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        return dict(zip([one.url for one in found], pool.map(_size, found), strict=True))
+
+
+def _size(one: _Found) -> int:
+    if one.size:
+        return one.size
+    parts = urlsplit(one.url)
+    try:
+        if parts.scheme == "file":
+            return Path(unquote(parts.path)).stat().st_size
+        request = urllib.request.Request(one.url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.headers.get("Content-Length") or 0)
+    except (OSError, urllib.error.URLError, ValueError):
+        return 0  # such a wheel never gets a layer of its own; nothing else depends on it
