@@ -293,7 +293,8 @@ def build_image(
             backend, made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
         )
         with admission.forgotten_if_refused(backend, built):
-            inspect.require_clean(inspect.scan(archive, progress=progress), name)
+            for platform in built.platforms or ("",):
+                inspect.require_clean(inspect.scan(archive, platform=platform, progress=progress), name)
             admission.admit(backend, archive, built, proof=proof, layout=oci, progress=progress)
         return registry.push(backend, built, progress) if push else built
 

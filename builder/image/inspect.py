@@ -143,14 +143,14 @@ def cause(path: str) -> str:
     return "system"
 
 
-def scan(archive: Path, *, also: Sequence[bytes] = (), progress: Progress | None = None) -> list[Finding]:
+def scan(archive: Path, *, also: Sequence[bytes] = (), platform: str = "", progress: Progress | None = None) -> list[Finding]:
     """Secrets and weights in the configuration, the history, or any layer (a file deleted later is still in its layer).
 
-    also: further byte strings that must occur nowhere.
+    also: further byte strings that must occur nowhere.  platform: which image, where the archive holds several.
     """
     findings: list[Finding] = []
     with step(progress or NoProgress(), "image: scan for secrets and weights"), _open(archive) as tar:
-        found = _contents(tar)
+        found = _contents(tar, platform)
         text = json.dumps(found.config).encode()
         findings += [
             Finding(kind, "configuration or history", _hidden(hit)) for kind, hit in _secrets(text, also, address=True)
@@ -216,12 +216,12 @@ def _open(archive: Path) -> tarfile.TarFile:
         raise IntegrityError(f"{archive}: not an image archive: {exc}", hint="make one with `docker save`") from exc
 
 
-def _contents(tar: tarfile.TarFile) -> _Contents:
+def _contents(tar: tarfile.TarFile, platform: str = "") -> _Contents:
     """OCI layout (BuildKit, and docker save since 25), else the older manifest.json of docker save."""
     names = set(tar.getnames())
     if "index.json" in names:
         digest = str(_json(tar, "index.json")["manifests"][0]["digest"])
-        manifest = _manifest(tar, _json(tar, _blob(digest)), names)
+        manifest = _manifest(tar, _json(tar, _blob(digest)), names, platform)
         layers = tuple(_blob(layer["digest"]) for layer in manifest["layers"])
         return _Contents(digest, _json(tar, _blob(manifest["config"]["digest"])), layers)
     if "manifest.json" in names:
@@ -230,12 +230,15 @@ def _contents(tar: tarfile.TarFile) -> _Contents:
     raise IntegrityError(f"{tar.name!r}: neither index.json nor manifest.json; not an image archive")
 
 
-def _manifest(tar: tarfile.TarFile, found: dict[str, Any], names: set[str]) -> dict[str, Any]:
+def _manifest(tar: tarfile.TarFile, found: dict[str, Any], names: set[str], platform: str) -> dict[str, Any]:
     """`found`, or where it is an index the one image in it that the archive holds; attestations are not images."""
     if "manifests" not in found:
         return found
     for entry in found["manifests"]:
-        if entry.get("platform", {}).get("architecture") != "unknown" and _blob(entry["digest"]) in names:
+        of = entry.get("platform", {})
+        if platform and f"{of.get('os')}/{of.get('architecture')}" != platform:
+            continue
+        if of.get("architecture") != "unknown" and _blob(entry["digest"]) in names:
             manifest: dict[str, Any] = _json(tar, _blob(entry["digest"]))
             return manifest
     raise IntegrityError(f"{tar.name!r}: its index names no image that the archive holds")

@@ -23,7 +23,7 @@ SELF = "index.json"
 
 
 def read(archive: Path, reference: str) -> BuiltImage:
-    """What the OCI archive holds. Sizes are compressed bytes, as a registry stores them.
+    """What the OCI archive holds, for one platform or several. Sizes are compressed bytes, as a registry stores them.
 
     Of several platforms, size and layers are those of this machine's, else of the first.
     """

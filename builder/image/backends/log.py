@@ -93,11 +93,8 @@ def failure(status: int, command: Sequence[str], log: Log, places: Sequence[str 
         name = signal.Signals(-status).name
         program = next(word for word in command if word != "env" and "=" not in word)
         return BuilderError(f"the build ended early: {program} was killed by {name}{said}", hint=DIED)
-    if log.failed:
-        what, where = f"image build failed in step {log.failed}", {"step": log.failed}
-    else:
-        what, where = f"exit status {status} from: {shlex.join(command)}", {}
-    return fault(what, said, where=dict(where), full=full(places))
+    what = f"image build failed in step {log.failed}" if log.failed else f"exit status {status} from: {shlex.join(command)}"
+    return fault(what, said, step=log.failed, full=full(places))
 
 
 def full(places: Sequence[str | Path]) -> str:
