@@ -286,11 +286,13 @@ def build_image(
             wheelhouse=given.wheelhouse,
             link=backend.capabilities.copy_link,
         )
+        # buildx sends what differs, in size or time, from the last folder of the same name; all times here are the same.
+        folder = made.folder.rename(made.folder.with_name(f"context-{made.digest}"))
         options = Options(
             given.secrets, image.build_network, no_cache, pinned_base, image.platforms, tuple(cache_from), cache_to
         )
         built = backends.build(
-            backend, made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
+            backend, folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
         )
         with admission.forgotten_if_refused(backend, built):
             for platform in built.platforms or ("",):

@@ -38,7 +38,7 @@ def fault(what: str, said: str, *, step: str = "", full: str = "") -> BuilderErr
             hint="free some, or name a larger disk in TMPDIR (archives) or the engine's settings (images)",
             where=where,
         )
-    known = classify(said, step=step)
+    known = classify(said, step=step) if step else None  # outside a step it is the builder that talks
     if known is not None:
         return known
     for pattern, kind, hint in CAUSES:

@@ -91,10 +91,9 @@ def ground(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             subprocess.run(["buildah", "rmi", "--all", "--force"], capture_output=True, check=False)
             shutil.rmtree(folder / "storage", ignore_errors=True)
         else:
-            shown = ["docker", "images", "--format={{.Repository}}:{{.Tag}}", f"--filter=reference=*{name}*"]
-            shown += [f"--filter=reference=*/{name}*", f"--filter=reference=*/*/{name}*", f"--filter=reference={name}*"]
+            shown = ["docker", "images", "--format={{.Repository}}:{{.Tag}}"]
             names = subprocess.run(shown, capture_output=True, text=True, check=False).stdout.split()
-            made.rid(base, *names)
+            made.rid(base, *(one for one in names if name in one))
 
 
 def _storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

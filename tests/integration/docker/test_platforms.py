@@ -24,8 +24,8 @@ pytestmark = pytest.mark.docker
 BOTH = ("linux/amd64", "linux/arm64")
 # write(1, text, 6); exit(0)
 AMD64 = (62, bytes.fromhex("b801000000bf01000000488d3510000000ba060000000f05b83c00000031ff0f05"), b"amd64\n")
-ARM64 = (183, struct.pack("<8I", 0xD2800020, 0x100000E1, 0xD28000C2, 0xD2800808, 0xD4000001, 0xD2800000, 0xD2800BA8, 0xD4000001),
-         b"arm64\n")  # fmt: skip
+_WRITE, _EXIT = (0xD2800020, 0x100000E1, 0xD28000C2, 0xD2800808, 0xD4000001), (0xD2800000, 0xD2800BA8, 0xD4000001)
+ARM64 = (183, struct.pack("<8I", *_WRITE, *_EXIT), b"arm64\n")
 
 
 def program(machine: int, code: bytes, text: bytes) -> bytes:

@@ -42,6 +42,7 @@ BUILDKIT = """\
 #6 DONE 8.2s
 #9 [wheels 3/3] RUN sh /steps/wheels index /requirements/engine.txt
 #9 1.204 ERROR: Could not find a version that satisfies the requirement torch==9
+#9 1.204 ERROR: No matching distribution found for torch==9
 #9 ERROR: process "/bin/sh -c ..." did not complete successfully: exit code: 1
 ------
  > [wheels 3/3] RUN sh ...:
@@ -77,9 +78,7 @@ def test_buildkit_steps_and_the_failing_ones_own_lines() -> None:
     assert recorder.ends == [("image: base 1/2", "cached"), ("image: base 2/2", ""), ("image: wheels 3/3", "failed")]
     assert "Get:1 http://deb.example.com" in recorder.notes
     error = log.failure(1, ["docker"], one)
-    assert error.message.startswith("image build failed in step wheels 3/3: RUN sh /steps/wheels")
-    assert "torch==9" in error.message
-    assert "Get:1" not in error.message
+    assert error.message == "image build failed in step wheels 3/3: no wheel of torch==9 was found"
     assert "wheelhouse" in error.hint
 
 
