@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from builder import doctor, pipeline, render, units
+from builder import doctor, pipeline, render, resources, units
 from builder.config import lock, schema
 from builder.config.load import Loaded, load
 from builder.engines.local import LocalEngine
@@ -154,6 +154,7 @@ def _describe(folder: Path, weights: Path, endpoint_url: str) -> Loaded:
     text = render.text("demo.builder.yaml.j2", model=str(weights), endpoint_url=endpoint_url)
     (folder / "builder.yaml").write_text(text)
     (folder / "builder.schema.json").write_text(schema.text())
+    shutil.copy(resources.folder("images") / "demo-llama-cpp" / "requirements.lock", folder)
     return load(folder)
 
 

@@ -9,6 +9,7 @@ it uses: a pull starts in half the time that loading everything takes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,11 +242,13 @@ def render_image(loaded: Loaded, manifest: str) -> str:
     return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
 
 
-def lock_image(loaded: Loaded) -> Lock:
-    """Every wheel of the image, pinned and hashed, in layers. Asks the package index."""
+def lock_image(loaded: Loaded, environ: Mapping[str, str]) -> Lock:
+    """Every wheel of the image, pinned and hashed, in layers. Asks the package index. environ: of the resolver."""
     from builder.image import machine, resolve
 
-    return resolve.resolve(loaded.spec, machine.index(loaded))
+    with tempfile.TemporaryDirectory(prefix="builder-lock-") as private:
+        given = machine.gather(loaded, Path(private), environ)
+        return resolve.resolve(loaded.spec, machine.places(loaded, given, environ))
 
 
 def build_image(
@@ -259,6 +262,7 @@ def build_image(
     cache_to: str = "",
     oci: Path | None = None,
     push: bool = False,
+    environ: Mapping[str, str] | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
     """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
@@ -266,6 +270,7 @@ def build_image(
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
     cache_from, cache_to: folders or repositories with a build's cache.
     oci: a new or empty folder for the same image as an OCI layout, for a bake.  push: also to its registry.
+    environ: variables that image.index names.
     It has its name, its layout and its place in the registry only after the scan and its own `verify` have passed.
     """
     from builder.image import admission, backends, context, inspect, lint, machine, registry, scratch
@@ -277,7 +282,7 @@ def build_image(
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
     with scratch.folder() as private:
         archive = private / "image.tar"
-        given = machine.gather(loaded, private)
+        given = machine.gather(loaded, private, environ)
         made = context.write(
             private / "context",
             loaded.spec,
@@ -288,9 +293,8 @@ def build_image(
         )
         # buildx sends what differs, in size or time, from the last folder of the same name; all times here are the same.
         folder = made.folder.rename(made.folder.with_name(f"context-{made.digest}"))
-        options = Options(
-            given.secrets, image.build_network, no_cache, pinned_base, image.platforms, tuple(cache_from), cache_to
-        )
+        caches, platforms = (tuple(cache_from), cache_to), image.platforms
+        options = Options(given.secrets, image.build_network, no_cache, pinned_base, platforms, *caches, given.environ)
         built = backends.build(
             backend, folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
         )

@@ -81,9 +81,10 @@ def _table(path: str, part: dict[str, Any], defs: dict[str, Any]) -> list[str]:
     for name, field in part["properties"].items():
         key = f"{path}{name}"
         inner = _target(field, defs)
-        need = "required" if name in part.get("required", []) else f"`{_plain(field.get('default'))}`" if inner is None else ""
+        default = f"`{_plain(field.get('default'))}`" if inner is None or field.get("default") is True else ""
+        need = "required" if name in part.get("required", []) else default
         meaning = field.get("description") or (inner or {}).get("description", "")
-        rows.append(f"| `{key}` | {_takes(field, inner)} | {need} | {meaning} |")
+        rows.append(f"| `{key}` | {_takes(field)} | {need} | {meaning} |")
         if inner is not None:
             below += [f"## {key}\n", inner.get("description", "") + "\n", *_table(f"{key}.", inner, defs)]
     return [*rows, "", *below]
@@ -97,14 +98,14 @@ def _target(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any] | Non
     return None
 
 
-def _takes(field: dict[str, Any], inner: dict[str, Any] | None) -> str:
-    if inner is not None:
-        return "keys"
+def _takes(field: dict[str, Any]) -> str:
     options = [o for o in field.get("anyOf", [field]) if o.get("type") != "null"]
     return " or ".join(_one(o) for o in options)
 
 
 def _one(option: dict[str, Any]) -> str:
+    if "$ref" in option:
+        return "keys"
     if "enum" in option:
         return ", ".join(f"`{v}`" for v in option["enum"])
     if "const" in option:

@@ -14,6 +14,8 @@ import pytest
 
 from builder.errors import CapabilityError
 from builder.stores import rclone
+from tests.servers import registry as registries
+from tests.servers.registry import Registry
 
 GOLDEN = Path(__file__).parent / "golden"
 Golden = Callable[[str, str], None]
@@ -135,3 +137,13 @@ def demo_image(docker_engine: str, tmp_path_factory: pytest.TempPathFactory) -> 
     loaded = load(resources.folder("images") / "demo-llama-cpp" / "builder.yaml")
     built = pipeline.build_image(loaded, manifest="", oci=oci)
     return DemoImage(built.reference, built.digest, oci)
+
+
+@pytest.fixture
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """An image registry of this test's own: plain HTTP, no login. For more see tests/servers/registry.py."""
+    try:
+        with registries.serve(tmp_path_factory.mktemp("registry")) as served:
+            yield served
+    except CapabilityError as exc:
+        missing("registry", str(exc))

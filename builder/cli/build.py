@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ def command(
         cache_to=cache_to,
         oci=oci,
         push=push,
+        environ=os.environ,
         progress=session.progress,
     )
     lock.update(loaded.lock_path, "image", _locked(built))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from builder.cli import image_sbom
 from builder.cli.common import Session, options, table
 from builder.units import format_size
 
@@ -43,6 +44,9 @@ def scan(session: Session, image: str) -> None:
         findings = inspect.scan(_archive(image, Path(work)))
     inspect.require_clean(findings, image)
     session.show({"image": image, "findings": []}, f"{image}: no secrets and no weights found")
+
+
+command.add_command(image_sbom.command, "sbom")
 
 
 def _archive(image: str, work: Path) -> Path:

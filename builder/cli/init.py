@@ -100,5 +100,5 @@ def _show(session: Session, facts: Facts, output: Path) -> None:
     from dataclasses import asdict
 
     human = f"{output}: {_about(facts)}; engine {facts.engine}"
-    human += "\n\nnext:\n  builder weights push\n  builder build\n  builder verify"
+    human += "\n\nnext:\n  builder weights push\n  builder lock\n  builder build\n  builder verify"
     session.show({"path": str(output), "facts": asdict(facts)}, human)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def command(session: Session, file: Path | None, stdout: bool, check: bool) -> N
 
     loaded = session.load(file)
     path = loaded.folder / context.LOCK
-    found = pipeline.lock_image(loaded)
+    found = pipeline.lock_image(loaded, os.environ)
     text = lock.text(found)
     if stdout:
         session.show(found.to_json() | {"lock": text}, text.removesuffix("\n"))

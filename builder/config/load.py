@@ -156,6 +156,8 @@ def _refusal(exc: ValidationError, tree: yaml.Node, at: str) -> ConfigError:
     for error in exc.errors(include_url=False):
         one = _one(error, tree, at)
         by_place.setdefault(one.where["key"], one)  # a union reports once per branch; the first branch is the main one
+    for key in [k for k in by_place if any(other.startswith(f"{k}.") for other in by_place)]:
+        del by_place[key]  # and a fault inside a section says more than that the section is not the other branch
     errors = sorted(by_place.values(), key=lambda e: (e.where["line"], e.where["column"]))
     first = errors[0]
     message = "\n".join(e.message for e in errors)
@@ -175,8 +177,8 @@ def _one(error: ErrorDetails, tree: yaml.Node, at: str) -> ConfigError:
     if kind == "missing":
         parent, _ = _find(tree, key[:-1])
         return _error(at, parent, key, "is missing")
-    found = f"; found {_shown(node)}" if isinstance(node, yaml.ScalarNode) else ""
-    return _error(at, node, key, _expected(error) + found, _quote_hint(node, kind))
+    found = f"; found {_shown(node)}" if isinstance(node, yaml.ScalarNode) and not _private(key, node.value) else ""
+    return _error(at, node, key, _expected(error) + found, _quote_hint(node, kind, key))
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -201,10 +203,17 @@ def _expected(error: ErrorDetails) -> str:
     return error["msg"][:1].lower() + error["msg"][1:]
 
 
-def _quote_hint(node: yaml.Node, kind: str) -> str:
+def _quote_hint(node: yaml.Node, kind: str, key: Key) -> str:
+    if kind == "model_type" and key[-1] in ("token", "password"):
+        return f"keep it in an environment variable and name that: {key[-1]}: {{env: NAME}}"
     if kind == "string_type" and isinstance(node, yaml.ScalarNode) and node.style is None:
         return f'YAML reads {node.value} as a {node.tag.rsplit(":", 1)[1]}; write it in quotes: "{node.value}"'
     return ""
+
+
+def _private(key: Key, value: str) -> bool:
+    """Whether what stands there may be a password: it is refused without being repeated."""
+    return key[-1:] in (("token",), ("password",)) or bool(re.search(r"://.*@|:[^/]*@", value))
 
 
 def _shown(node: yaml.ScalarNode) -> str:
@@ -222,7 +231,7 @@ def _written_key(loc: Key, tree: yaml.Node) -> Key:
         nxt = _child(node, part) if node else None
         if nxt is None and part is not loc[-1] and not isinstance(part, int):
             continue
-        if nxt is None and re.match(r"(function-|literal|constrained|str$|int$)", str(part)):
+        if nxt is None and re.match(r"(function-|literal|constrained|(str|int|bool)$|[A-Z])", str(part)):
             continue
         key.append(part)
         node = nxt

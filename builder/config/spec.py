@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from builder import units
 
@@ -122,6 +131,65 @@ class InferenceEngine(Section):
     """The version of its wheel, pinned."""
 
 
+def _public_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[^\s@]*)?", value):
+        raise ValueError("expected an address such as https://host:8443/path, without user and password")
+    return value
+
+
+def _tls(value: str) -> str:
+    if not value.startswith("https://"):
+        raise ValueError("expected https://: what is installed from it decides what the image does")
+    return value
+
+
+_URL_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^https://[^@\s]+$"}
+IndexUrl = Annotated[
+    str, AfterValidator(_public_url), AfterValidator(_tls), Field(json_schema_extra=lambda s: _become(s, _URL_SCHEMA))
+]
+ProxyUrl = Annotated[str, AfterValidator(_public_url)]
+
+
+class Index(Section):
+    """One package index of your own, instead of the one that this machine's pip is set to."""
+
+    url: IndexUrl
+    """Its simple API (PEP 503), such as https://packages.example.com/simple. No user and no password in it."""
+    extra: tuple[IndexUrl, ...] = ()
+    """Further indexes. pip takes the best version of all of them, so a name that is free on one can be taken there."""
+    username: str | TokenRef | None = None
+    """User name at the host of `url`, or the variable that holds it."""
+    password: Annotated[TokenRef | None, Field(validate_default=True)] = None
+    """The variable that holds the password or token. It reaches the build as a secret, and no layer."""
+
+    @field_validator("password")
+    @classmethod
+    def _both(cls, value: TokenRef | None, info: ValidationInfo) -> TokenRef | None:
+        if "username" in info.data and (value is None) != (info.data["username"] is None):
+            raise ValueError("expected both username and password, or neither")
+        return value
+
+
+class Apt(Section):
+    """Where Debian packages come from."""
+
+    sources: str
+    """A file of sources, deb822 or one-line, as in /etc/apt. It stays out of the image."""
+    auth: str | None = None
+    """A file of logins, as apt_auth.conf(5) describes it. It stays out of the image."""
+
+
+class Proxy(Section):
+    """Proxies of the build steps."""
+
+    http: ProxyUrl | None = None
+    """For http:// addresses. One with a password comes from the environment: leave out image.proxy, and set http_proxy."""
+    https: ProxyUrl | None = None
+    """For https:// addresses."""
+    no_proxy: Annotated[str, Field(pattern=r"^[^\s@]*$")] | None = None
+    """Hosts that are reached directly: names, domains and addresses, with commas between."""
+
+
 class Image(Section):
     """The serving image."""
 
@@ -151,8 +219,12 @@ class Image(Section):
     """Base image; the first build pins its digest in builder.lock."""
     wheelhouse: str | None = None
     """A folder of wheels to install from before any index is asked; for closed networks."""
-    index: bool = True
-    """Whether a package index may be asked at all. false: the wheelhouse must hold everything."""
+    index: bool | Index = True
+    """The package index. true: the one this machine's pip is set to. false: none, the wheelhouse must hold everything."""
+    apt: Apt | None = None
+    """Where Debian packages come from; without it, this machine's own sources where they are for the same release."""
+    proxy: Proxy | None = None
+    """Proxies of the build steps; without it, those of the environment."""
     ca_bundle: str | None = None
     """A PEM file of certificate authorities that the build trusts. It stays out of the image."""
     build_network: Literal["default", "host", "none"] = "default"

@@ -23,8 +23,8 @@ RUNTIME_PINS = ("awscrt==0.38.1", "obstore==0.12.1", "typing_extensions==4.16.0"
 SECRET_NAME = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|CREDENTIALS?|TOKEN|API_?KEY|ACCESS_?KEY(_ID)?)(_|$)", re.IGNORECASE)
 """Names whose value is a secret by convention."""
 USERINFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
-APT_SECRETS = ("ca", "apt_sources")
-PIP_SECRETS = ("ca", "pip_conf")
+APT_SECRETS = ("ca", "apt_sources", "apt_auth")
+PIP_SECRETS = ("ca", "pip_conf", "netrc")
 DEV = ("curl", "gdb", "less", "procps", "strace", "vim-tiny")
 """What a `dev` image has beyond the others: for looking into a process that serves."""
 REMOTE = ("s3", "gs", "az", "http", "https")

@@ -7,16 +7,17 @@ each wheel with its hash. Credentials of an index reach it through the environme
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
-import os
+import netrc
 import re
-import subprocess
+import ssl
+import sys
 import tempfile
 import tomllib
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from builder import process
 from builder.config.spec import Image, Spec
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
 from builder.image import layers
@@ -40,13 +42,14 @@ READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """Where wheels are looked for. env: further environment of the resolver, where an index's address and password go.
+class Places:
+    """Where wheels are looked for.
 
+    environ: of the resolver, where an index's address goes; a login goes through the netrc file that $NETRC names.
     wheelhouse: a folder of wheels, asked too.  online: whether an index may be asked at all.
     """
 
-    env: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str]
     wheelhouse: Path | None = None
     online: bool = True
 
@@ -60,7 +63,7 @@ def platforms(image: Image) -> tuple[str, ...]:
     return tuple(getattr(image, "platforms", ())) or ("linux/amd64",)
 
 
-def resolve(spec: Spec, index: Index) -> Lock:
+def resolve(spec: Spec, places: Places) -> Lock:
     """Every wheel of the image of `spec`, in layers.
 
     Raises ConfigError where there is no solution or it is for another CUDA than image.cuda, RemoteError where no index answers.
@@ -68,13 +71,13 @@ def resolve(spec: Spec, index: Index) -> Lock:
     image, plan = spec.image, recipe(spec.image)
     found: dict[str, dict[str, _Found]] = {}
     for platform in platforms(image):
-        for one in _resolve(asks(spec), image, platform, index):
+        for one in _resolve(asks(spec), image, platform, places):
             found.setdefault(one.name, {})[platform] = one
-    wheels = _merge(found, platforms(image))
+    wheels = _merge(found, platforms(image), places.environ)
     wheels, left_out = _without(wheels, plan, image)
     _require_cuda(wheels, image)
     runtime = frozenset(names(RUNTIME_PINS))
-    closure = _torch_closure(wheels, image, index) - runtime
+    closure = _torch_closure(wheels, image, places) - runtime
     cut = layers.cut(wheels, runtime=runtime, torch=closure, engine=plan.engine)
     return Lock(spec.name, image.python, platforms(image), asks(spec), cut, left_out)
 
@@ -90,27 +93,27 @@ class _Found:
     size: int = 0
 
 
-def _resolve(pins: Iterable[str], image: Image, platform: str, index: Index, constraints: Iterable[str] = ()) -> list[_Found]:
+def _resolve(pins: Iterable[str], image: Image, platform: str, places: Places, constraints: Iterable[str] = ()) -> list[_Found]:
     with tempfile.TemporaryDirectory(prefix="builder-lock-") as work:
         asked, lock, bounds = Path(work, "requirements.in"), Path(work, "pylock.toml"), Path(work, "constraints.txt")
         asked.write_text("\n".join(pins) + "\n")
-        bounds.write_text("\n".join([*constraints, *_not_for_cpus(image, index)]) + "\n")
-        _uv(["pip", "compile", str(asked), "--constraints", str(bounds), "--output-file", str(lock)], image, platform, index)
+        bounds.write_text("\n".join([*constraints, *_not_for_cpus(image, places)]) + "\n")
+        _uv(["pip", "compile", str(asked), "--constraints", str(bounds), "--output-file", str(lock)], image, platform, places)
         body = tomllib.loads(lock.read_text())
         packages = body.get("packages", [])
         tags = {tag: rank for rank, tag in enumerate(_tags(image, platform))}
         return [_best(package, tags, Path(work)) for package in packages]
 
 
-def _not_for_cpus(image: Image, index: Index) -> Iterable[str]:
+def _not_for_cpus(image: Image, places: Places) -> Iterable[str]:
     """A wheel +cpu in a wheelhouse satisfies ==, and wins: a CUDA image would have no CUDA."""
-    if image.cuda == "none" or index.wheelhouse is None:
+    if image.cuda == "none" or places.wheelhouse is None:
         return ()
-    found = (wheel.name.split("-") for wheel in index.wheelhouse.glob("*+cpu-*.whl"))
+    found = (wheel.name.split("-") for wheel in places.wheelhouse.glob("*+cpu-*.whl"))
     return sorted({f"{normal(parts[0])}!={parts[1]}" for parts in found})
 
 
-def _uv(args: Sequence[str], image: Image, platform: str, index: Index) -> None:
+def _uv(args: Sequence[str], image: Image, platform: str, places: Places) -> None:
     """Run uv. Raises the error that its last words mean."""
     try:
         import uv
@@ -120,13 +123,21 @@ def _uv(args: Sequence[str], image: Image, platform: str, index: Index) -> None:
         raise CapabilityError("uv: not installed; it resolves the wheels of an image", hint="pip install uv") from exc
     target = f"{MACHINES[platform]}-manylinux_2_{min(_glibc(image), NEWEST_UV)}"
     command = [program, *args, "--format", "pylock.toml", "--quiet", "--no-header", "--no-config", "--only-binary", ":all:"]
-    command += ["--python-version", image.python, "--python-platform", target]
-    command += ["--find-links", str(index.wheelhouse)] if index.wheelhouse else []
-    command += [] if index.online else ["--no-index"]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))} | dict(index.env)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=900)
+    # Its own interpreter, for any Python: it would look for that one, and ask the web for it, for 10 s (uv 0.13.9).
+    command += [
+        "--python-version",
+        image.python,
+        "--python-platform",
+        target,
+        "--python",
+        sys.executable,
+        "--no-python-downloads",
+    ]
+    command += ["--find-links", str(places.wheelhouse)] if places.wheelhouse else []
+    command += [] if places.online else ["--no-index"]
+    done = process.run(command, env=places.environ, check=False, timeout_s=900)
     if done.returncode:
-        raise _failure(done.stderr)
+        raise _failure(done.stderr.decode(errors="replace"))
 
 
 def _failure(said: str) -> BuilderError:
@@ -134,9 +145,11 @@ def _failure(said: str) -> BuilderError:
     text = re.sub(r"://[^/@\s]+@", "://", said)
     lines = [line for line in text.strip().splitlines() if line.strip() and not line.startswith("warning")]
     reason = "\n  ".join(line.rstrip() for line in lines[:8])
-    if re.search(r"401|403|[Uu]nauthorized|[Ff]orbidden", text) and "status" in text.lower():
-        return RemoteError(f"the package index refused: {reason}", hint="check the credentials in image.index")
-    if re.search(r"dns error|[Cc]onnection refused|error sending request|timed out|[Cc]onnect", text):
+    if re.search(r"\b(401|403|407)\b.*(Unauthorized|Forbidden|Proxy)|HTTP status client error \((401|403|407)", text, re.I):
+        return RemoteError(f"the package index refused: {reason}", hint="check image.index.username and password")
+    if re.search(
+        r"HTTP status|dns error|connection refused|error sending request|timed out|certificate|failed to fetch", text, re.I
+    ):
         return RemoteError(f"no package index answers: {reason}", hint="check image.index, image.proxy and image.ca_bundle")
     return ConfigError(
         f"the wheels of this image cannot be resolved: {reason}",
@@ -178,9 +191,9 @@ def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> _
     return min(offered, key=lambda one: one[0])[1]
 
 
-def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str]) -> list[Wheel]:
+def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str], environ: Mapping[str, str]) -> list[Wheel]:
     """One entry a distribution, whichever platforms need it; the same version on all."""
-    sizes = _sizes([one for by in found.values() for one in by.values()])
+    sizes = _sizes([one for by in found.values() for one in by.values()], environ)
     wheels = []
     for name, by in sorted(found.items()):
         versions = sorted({one.version for one in by.values()})
@@ -220,31 +233,53 @@ def _require_cuda(wheels: Sequence[Wheel], image: Image) -> None:
                 )
 
 
-def _torch_closure(wheels: Sequence[Wheel], image: Image, index: Index) -> frozenset[str]:
+def _torch_closure(wheels: Sequence[Wheel], image: Image, places: Places) -> frozenset[str]:
     """Names of what torch alone installs, torch among them; empty without torch."""
     torch = next((wheel for wheel in wheels if wheel.name == "torch"), None)
     if torch is None:
         return frozenset()
     asked = f"torch{'==' if '+' in torch.version else '==='}{torch.version}"
     pins = [wheel.pin for wheel in wheels if wheel.name != "torch"]
-    return frozenset(one.name for one in _resolve([asked], image, platforms(image)[0], index, constraints=pins))
+    return frozenset(one.name for one in _resolve([asked], image, platforms(image)[0], places, constraints=pins))
 
 
-def _sizes(found: Sequence[_Found]) -> dict[str, int]:
-    """Bytes of each wheel by URL: as the index says, else by asking for the file's header; 0 where it does not tell."""
+def _sizes(found: Sequence[_Found], environ: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of each wheel by URL: as the index says, else by asking for the file's header; 0 where it does not tell.
+
+    A wheel of unknown size never gets a layer of its own; nothing else depends on it.
+    """
+    opener, logins = _opener(environ), _logins(environ)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        return dict(zip([one.url for one in found], pool.map(_size, found), strict=True))
+        return dict(zip([one.url for one in found], pool.map(lambda one: _size(one, opener, logins), found), strict=True))
 
 
-def _size(one: _Found) -> int:
+def _opener(environ: Mapping[str, str]) -> urllib.request.OpenerDirector:
+    """Requests through the proxies and authorities that the resolver uses."""
+    proxies = {kind: environ[f"{kind}_proxy"] for kind in ("http", "https") if environ.get(f"{kind}_proxy")}
+    context = ssl.create_default_context(cafile=environ.get("SSL_CERT_FILE") or None)
+    return urllib.request.build_opener(urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context))
+
+
+def _logins(environ: Mapping[str, str]) -> dict[str, str]:
+    """Host to the value of an Authorization header, of the netrc file that $NETRC names."""
+    path = environ.get("NETRC", "")
+    try:
+        hosts = netrc.netrc(path).hosts if path else {}
+    except (OSError, netrc.NetrcParseError):
+        return {}
+    return {host: "Basic " + base64.b64encode(f"{told[0]}:{told[2]}".encode()).decode() for host, told in hosts.items()}
+
+
+def _size(one: _Found, opener: urllib.request.OpenerDirector, logins: Mapping[str, str]) -> int:
     if one.size:
         return one.size
     parts = urlsplit(one.url)
     try:
         if parts.scheme == "file":
             return Path(unquote(parts.path)).stat().st_size
-        request = urllib.request.Request(one.url, method="HEAD")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        login = logins.get(parts.hostname or "", "")
+        request = urllib.request.Request(one.url, method="HEAD", headers={"Authorization": login} if login else {})
+        with opener.open(request, timeout=30) as answer:
             return int(answer.headers.get("Content-Length") or 0)
-    except (OSError, urllib.error.URLError, ValueError):
-        return 0  # such a wheel never gets a layer of its own; nothing else depends on it
+    except (OSError, ValueError):
+        return 0

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LAUNCHER = Path(__file__).with_name("child.py")
@@ -50,15 +50,21 @@ class Children:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     def spawn(
-        self, argv: Sequence[str], *, cwd: Path | None = None, stdout: int | None = None, keep: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        stdout: int | None = None,
+        keep: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
     ) -> Child:
-        """Environment, stdout and stderr are inherited; stdin is empty. The kernel kills it when this process dies.
+        """stdout and stderr are inherited; stdin is empty. The kernel kills it when this process dies.
 
-        keep: further open files that the child gets too, under the same numbers.
+        keep: further open files that the child gets too, under the same numbers.  env: its environment; None: inherited.
         """
         command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), *argv]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, cwd=cwd, start_new_session=True, pass_fds=keep
+            command, stdin=subprocess.DEVNULL, stdout=stdout, cwd=cwd, start_new_session=True, pass_fds=keep, env=env
         )
         process.returncode = 0  # reaped below, not by subprocess; this keeps its destructor from waiting too
         child = self._known[process.pid] = Child(process.pid)

@@ -1,4 +1,4 @@
-"""A load generator for any OpenAI-compatible server: closed loop, streaming, standard library only.
+"""A load generator for model servers of both protocols: closed loop, streaming, standard library only.
 
 Warm-up, `selftest` and `builder verify` drive servers through this one file, so that their figures mean the same:
 
@@ -8,6 +8,9 @@ Warm-up, `selftest` and `builder verify` drive servers through this one file, so
 
 Percentiles are by nearest rank: the smallest sample that at least p % of the samples do not exceed; so each printed
 figure is one that really happened. Each request opens its own connection, as a new client would. Ships inside images.
+
+A server of tensors (protocol "v2", builder.runtime.v2) answers in one piece: its ttft is its total, and one inference counts
+as one token. Its question is a text all the same: it decides what the inputs hold, and how long they are.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -186,6 +189,13 @@ def ask(
         connection.close()
 
 
+def asking(protocol: str) -> Callable[..., Answer]:
+    """What asks a server of `protocol`, "openai" or "v2", and what `run_level` takes for `asker`."""
+    from builder.runtime import v2
+
+    return v2.Asker() if protocol == "v2" else ask
+
+
 def run_level(
     base_url: str,
     model: str,
@@ -196,10 +206,11 @@ def run_level(
     max_tokens: int = 32,
     timeout_s: float = TIMEOUT_S,
     seed: int = 0,
+    asker: Callable[..., Answer] = ask,
 ) -> LevelReport:
     """`requests` different questions, at most `concurrency` at a time; each worker asks again when it has its answer.
 
-    prompt_tokens: length of each question, about.  Errors are counted and sampled, never raised.
+    prompt_tokens: length of each question, about.  asker: see `asking`.  Errors are counted and sampled, never raised.
     """
     jobs = iter(prompts(requests, prompt_tokens, seed=seed))
     lock = threading.Lock()
@@ -213,8 +224,8 @@ def run_level(
             if prompt is None:
                 return
             try:
-                answer = ask(base_url, model, prompt, max_tokens=max_tokens, timeout_s=timeout_s, seed=seed)
-            except RemoteError as exc:
+                answer = asker(base_url, model, prompt, max_tokens=max_tokens, timeout_s=timeout_s, seed=seed)
+            except (RemoteError, ConfigError) as exc:
                 with lock:
                     errors.append(exc.message)
             else:

@@ -31,8 +31,8 @@ WAITING, OPEN, CLOSED = "waiting", "open", "closed"
 class Gate:
     """Counters are for /metrics; all of it runs on the event loop's thread."""
 
-    def __init__(self, limit: int, upstream_port: int) -> None:
-        self.limit, self.upstream_port = limit, upstream_port
+    def __init__(self, limit: int, upstream_port: int, protocol: str = "openai") -> None:
+        self.limit, self.upstream_port, self.protocol = limit, upstream_port, protocol
         self.state = WAITING
         self.reason = "starting"
         self.held: dict[_Client, float] = {}  # in order of arrival; when it came
@@ -191,7 +191,9 @@ class _Client(_Side):
         """503, then a close that lets the answer arrive: closing with unread bytes would reset the connection."""
         self.refused = True
         self.early.clear()
-        body = json.dumps({"error": {"message": f"not ready: {reason}", "type": "unavailable", "code": 503}}).encode()
+        message = f"not ready: {reason}"
+        openai = {"message": message, "type": "unavailable", "code": 503}
+        body = json.dumps({"error": message if self.gate.protocol == "v2" else openai}).encode()
         self.transport.write(response(503, body, {"Retry-After": str(RETRY_AFTER_S)}))
         if self.transport.can_write_eof():
             self.transport.write_eof()

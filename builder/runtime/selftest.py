@@ -1,6 +1,7 @@
 """The load test without Docker: start `serve` as a child, and check from outside what the image claims.
 
-    answers       the question gets a non-empty answer, the same one twice (greedy decoding), with the text asked for
+    answers       the question gets a non-empty answer, the same one twice (greedy decoding), with the text asked for;
+                  a server of tensors is asked with inputs made from the question, and its answer is its outputs' digests
     lazy          the engine process's own environment has CUDA_MODULE_LOADING, with the value that was set here
     load          every level is served: at least one answer, and no error
     ends          SIGTERM ends it within its grace period
@@ -23,7 +24,8 @@ from typing import Any
 
 from builder.errors import BuilderError, ConfigError
 from builder.format.phases import parse_lines, unaccounted
-from builder.runtime.drive import LevelReport, ask, run_level
+from builder.runtime.drive import LevelReport, asking, run_level
+from builder.runtime.engines import ENGINES
 from builder.runtime.record import log
 from builder.runtime.settings import Settings
 
@@ -79,8 +81,8 @@ def _claims(
     failures: one line per claim that does not hold.
     """
     url, model = f"http://127.0.0.1:{settings.port}", status["model"]
-    failures = []
-    first, second = (ask(url, model, args.prompt, max_tokens=args.max_tokens, timeout_s=args.timeout) for _ in range(2))
+    failures, asker = [], asking(ENGINES[settings.engine].protocol)
+    first, second = (asker(url, model, args.prompt, max_tokens=args.max_tokens, timeout_s=args.timeout) for _ in range(2))
     if not first.text.strip():
         failures.append("answer: it is empty")
     if first.text != second.text:
@@ -92,7 +94,7 @@ def _claims(
         failures.append(f"{LAZY}: the engine has {lazy!r}, the image sets {settings.reported.get(LAZY)!r}")
     if lazy != "LAZY":
         failures.append(f"{LAZY}: the engine has {lazy!r}, expected 'LAZY'")
-    load = [run_level(url, model, concurrency=concurrency, requests=requests) for concurrency, requests in levels]
+    load = [run_level(url, model, concurrency=at_once, requests=requests, asker=asker) for at_once, requests in levels]
     failures += [said for report in load if (said := load_failure(report))]
     return {
         "model": model,

@@ -1,7 +1,8 @@
 """The container's main program: weights, engine, warm-up, ready; then wait, and end as the engine ends.
 
     bring_up    find or fetch the weights -> start the engine -> wait for its health check -> warm up -> open the gate
-    beside it   the control port and the gate answer from the first moment; signals and the engine's end are watched
+    beside it   the control port and the gate answer from the first moment; signals and the engine's end are watched;
+                with BUILDER_GPU=required, a GPU that the image was not made for ends the start while the weights load
 
 Exit code: the engine's own, 128 + n if a signal ended it; the cause's own when a step before failed. After a signal the
 engine gets the same one, then `grace_s` seconds, then SIGKILL. Nothing it started outlives this process. What comes up
@@ -26,13 +27,13 @@ from typing import Any, TypeVar
 
 from builder.errors import BuilderError
 from builder.format.phases import unaccounted
-from builder.runtime import warmup
+from builder.runtime import gpu, warmup
 from builder.runtime.children import Child, Children
-from builder.runtime.engines import ENGINES, Launch
+from builder.runtime.engines import Launch, check
 from builder.runtime.gate import Gate
 from builder.runtime.http import interface, listening, status_of
 from builder.runtime.record import Recorder, log
-from builder.runtime.settings import Settings
+from builder.runtime.settings import Settings, environment
 from builder.runtime.weights import Found, find
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -68,9 +69,9 @@ class Serve:
     def __init__(self, settings: Settings, recorder: Recorder, began: float) -> None:
         self.settings, self.recorder = settings, recorder
         self.state = State(began)
-        self.engine = ENGINES[settings.engine]
+        self.engine = check(settings.engine, settings.engine_args)
         self.state.engine_port = _free_port() if settings.queue else settings.port
-        self.gate = Gate(settings.queue_limit, self.state.engine_port) if settings.queue else None
+        self.gate = Gate(settings.queue_limit, self.state.engine_port, self.engine.protocol) if settings.queue else None
         if not settings.queue and settings.host not in ("0.0.0.0", "::"):
             self.state.engine_host = settings.host
 
@@ -127,16 +128,26 @@ class Serve:
         server.close()
 
     async def _bring_up(self) -> None:
-        gpu = asyncio.ensure_future(self._gpu())
+        driver = self._driver()
+        accepted = asyncio.ensure_future(self._accept(driver))
+        timing = asyncio.ensure_future(self._time(driver, accepted))
+        weights = asyncio.ensure_future(self._weights())
         try:
-            found = self.state.found = await self._weights()
+            await asyncio.wait({accepted, weights}, return_when=asyncio.FIRST_EXCEPTION)
+            for step in (accepted, weights):
+                if step.done():
+                    step.result()
+            found = weights.result()
             if not self.stopped.done():
                 child = await self._start(found)
                 await self._warmed(child, found)
                 if not child.ended.done():
                     self._ready()
         finally:
-            gpu.cancel()
+            for task in (weights, accepted, timing):
+                await _cancel(task)
+            if driver:
+                driver.close()
 
     async def _warmed(self, child: Child, found: Found) -> None:
         """The warm-up, unless the engine ends first. Raises BuilderError if the living engine does not answer."""
@@ -154,7 +165,7 @@ class Serve:
     async def _weights(self) -> Found:
         self._enter("weights")
         start = time.time()
-        found = await _in_thread(lambda: find(self.settings))
+        found = self.state.found = await _in_thread(lambda: find(self.settings))
         end = time.time()
         detail = {"bytes": found.manifest.size, "fetched_bytes": found.fetched_bytes, "digest": found.digest}
         if found.first_layers_s is not None:
@@ -172,10 +183,11 @@ class Serve:
         self._enter("engine")
         settings, port = self.settings, self.state.engine_port
         host = "127.0.0.1" if self.gate else settings.host
-        command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args))
+        command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args, settings.gpu))
         with self.recorder.phase("engine_init") as detail:
             keep = () if found.lease.fd is None else (found.lease.fd,)
-            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep)
+            env = environment(command.env)
+            child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep, env=env)
             detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
             log("engine", f"{settings.engine} started, process {child.pid}")
             child.ended.add_done_callback(lambda _: self._engine_ended(child))
@@ -198,8 +210,9 @@ class Serve:
         self._enter("warm-up")
         settings, name, host = self.settings, found.manifest.name, self.state.engine_host
         url = f"http://{f'[{host}]' if ':' in host else host}:{self.state.engine_port}"
+        protocol = self.engine.protocol
         with self.recorder.phase("first_token") as detail:
-            detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S)))
+            detail.update(await _in_thread(lambda: warmup.first_token(url, name, timeout_s=FIRST_TOKEN_S, protocol=protocol)))
         if self.stopped.done():
             return
 
@@ -208,7 +221,8 @@ class Serve:
 
         start = time.time()
         batch, tokens, budget_s = settings.warmup_batch, settings.warmup_tokens, settings.warmup_s
-        shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s, clock=clock))
+        level = warmup.level_of(protocol)
+        shapes = await _in_thread(lambda: warmup.warm(url, name, batch, tokens, budget_s=budget_s, clock=clock, level=level))
         if self.stopped.done():
             return
         self.recorder.add("stable", start, time.time(), {"shapes": [shape.to_json() for shape in shapes]})
@@ -229,15 +243,29 @@ class Serve:
         gap = unaccounted(self.recorder.phases, self.state.began, now)
         log("ready", f"{now - self.state.began:.1f} s after the process began, {gap:.1f} s of them in no phase")
 
-    async def _gpu(self) -> None:
-        """Time the driver in a process of its own, beside the weights. The engine's own context comes on top."""
-        from builder.runtime import gpu
+    def _driver(self) -> gpu.Driver | None:
+        """The driver to ask, in a process of its own; None where nobody wants to know."""
+        wanted = {"required": True, "none": False}.get(self.settings.gpu, gpu.visible())
+        self._asked = time.time()
+        return gpu.Driver(self.children) if wanted else None
 
-        if not gpu.visible():
+    async def _accept(self, driver: gpu.Driver | None) -> None:
+        """Raises CapabilityError if the image needs a GPU, and cannot run on what is here."""
+        if driver is None:
             return
-        start = time.time()
-        detail = await gpu.initialise(self.children)
-        self.recorder.add("cuda_init", start, time.time(), {**detail, "process": "probe"})
+        found = await driver.found(self.settings.gpu_timeout_s)
+        if self.settings.gpu == "required" and (refused := gpu.refusal(found, self.settings)):
+            self._enter("gpu")
+            raise refused
+
+    async def _time(self, driver: gpu.Driver | None, accepted: asyncio.Future[None]) -> None:
+        """The phase cuda_init, beside the weights. The engine's own context comes on top."""
+        if driver is None:
+            return
+        await asyncio.wait({accepted})
+        if not accepted.cancelled() and not accepted.exception():
+            detail = await driver.timing(self.settings.gpu_timeout_s)
+            self.recorder.add("cuda_init", self._asked, time.time(), {**detail, "process": "probe"})
 
     async def healthy(self) -> bool:
         """True if the engine's health path answers 200 within 2 s. It runs no inference."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from builder.transfer.cache import Budget
 
 CONTROL_PORT = "8001"
-ENGINES = ("llama.cpp", "transformers", "command")
+ENGINES = ("llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime", "triton", "command")
 # Read by the CUDA driver and by container runtimes; reported beside the phases, because they change how long a start takes.
 REPORTED = (
     "CUDA_MODULE_LOADING",
@@ -46,6 +46,9 @@ class Settings:
     verify_full: read every byte of a model that is already there, instead of comparing sizes.
     warmup_s: seconds at most for all warm-up shapes together.
     grace_s: seconds between the forwarded signal and SIGKILL.  ready_timeout_s: for the engine to answer its health check.
+    gpu: required refuses to start where the image cannot run; auto only measures a GPU that is there; none never looks.
+    gpu_archs: compute capabilities that the image has code for; empty: any.  cuda: version the driver must support, or "".
+    gpu_timeout_s: for the driver to name its devices.
     reported: the REPORTED variables that are set.
     """
 
@@ -70,6 +73,10 @@ class Settings:
     phases: Path | None
     grace_s: float
     ready_timeout_s: float
+    gpu: str
+    gpu_archs: tuple[str, ...]
+    cuda: str
+    gpu_timeout_s: float
     reported: Mapping[str, str]
 
 
@@ -106,6 +113,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         phases=get("PHASES", "", _file),
         grace_s=get("GRACE_S", "25", _seconds),
         ready_timeout_s=get("READY_TIMEOUT_S", "3600", _seconds),
+        gpu=get("GPU", "auto", _one_of("auto", "required", "none")),
+        gpu_archs=get("GPU_ARCHS", "", _capabilities),
+        cuda=get("CUDA", "", _cuda),
+        gpu_timeout_s=get("GPU_TIMEOUT_S", "120", _seconds),
         reported={name: env[name] for name in REPORTED if name in env},
     )
     if settings.port == settings.control_port:
@@ -113,6 +124,11 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
             f"BUILDER_PORT and BUILDER_CONTROL_PORT are both {settings.port}", hint="set BUILDER_CONTROL_PORT to another port"
         )
     return settings
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `more` in it, for a child."""
+    return {**os.environ, **more}
 
 
 def control_port() -> int:
@@ -199,6 +215,19 @@ def _counts(high: int) -> Callable[[str], tuple[int, ...]]:
         return tuple(one(part.strip()) for part in text.split(","))
 
     return parse
+
+
+def _capabilities(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",")) if text else ()
+    if not all(re.fullmatch(r"[0-9]{1,3}\.[0-9]", part) for part in parts):
+        raise ValueError("expected compute capabilities such as 9.0,8.0")
+    return parts
+
+
+def _cuda(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?", text):
+        raise ValueError("expected a CUDA version such as 13.0")
+    return text
 
 
 def _switch(text: str) -> bool:

@@ -1,5 +1,7 @@
 """Requests before ready: until the first token, then every shape until its latency stops falling.
 
+A server of tensors gets a batch as one request, if its model takes batches, and otherwise as so many requests at once.
+
 The first requests pay for lazily loaded kernels, page faults over the weights and caches of all kinds. A shape is
 settled when a round's median latency is less than 10 % below the best before it; rounds are bounded, so a server that
 never settles becomes ready too, and says so.
@@ -12,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from builder.errors import BuilderError
-from builder.runtime.drive import LevelReport, ask, run_level
+from builder.errors import BuilderError, RemoteError
+from builder.runtime.drive import LevelReport, asking, run_level
 
 MAX_ROUNDS = 6
 SETTLED = 0.10  # relative fall from the best round so far that still counts as none; run-to-run noise on a quiet CPU is 3-8 %
@@ -39,15 +41,32 @@ class Shape:
         return {**asdict(self), "first_s": round(self.first_s, 6), "stable_s": round(self.stable_s, 6)}
 
 
-def first_token(base_url: str, model: str, *, timeout_s: float) -> dict[str, Any]:
-    """One streamed request. Returns what to record: seconds to the first token.
+def first_token(base_url: str, model: str, *, timeout_s: float, protocol: str = "openai") -> dict[str, Any]:
+    """One request, streamed where the protocol streams. Returns what to record: seconds to the first token.
 
     Raises BuilderError if the engine, though healthy, answers nothing.
     """
-    answer = ask(base_url, model, "Say hello.", max_tokens=4, timeout_s=timeout_s)
+    answer = asking(protocol)(base_url, model, "Say hello.", max_tokens=4, timeout_s=timeout_s)
     if not answer.tokens:
         raise BuilderError(f"the engine's first answer is empty (finish reason {answer.finish!r})", hint="see the engine's log")
     return {"ttft_s": round(answer.ttft_s, 6), "tokens": answer.tokens}
+
+
+def level_of(protocol: str) -> Callable[..., LevelReport]:
+    """What asks one round of a shape."""
+    return _tensors if protocol == "v2" else run_level
+
+
+def _tensors(base_url: str, model: str, *, concurrency: int, requests: int, **rest: Any) -> LevelReport:
+    from builder.runtime import v2
+
+    try:
+        batches = v2.metadata(base_url, model, timeout_s=rest["timeout_s"]).batches
+    except RemoteError:
+        batches = False  # the requests below fail too, and are counted
+    if batches:
+        return run_level(base_url, model, concurrency=1, requests=1, asker=v2.Asker(concurrency), **rest)
+    return run_level(base_url, model, concurrency=concurrency, requests=requests, asker=v2.Asker(), **rest)
 
 
 def warm(

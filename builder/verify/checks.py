@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,18 @@ class Asked:
     first_token: float
 
 
-def ask_twice(base_url: str, model: str, expect: Expect, *, now: float, timeout_s: float = drive.TIMEOUT_S) -> Asked:
-    """Both answers, at temperature 0. now: epoch seconds. Raises RemoteError."""
-    one = drive.ask(base_url, model, expect.prompt, max_tokens=ANSWER_TOKENS, timeout_s=timeout_s)
-    two = drive.ask(base_url, model, expect.prompt, max_tokens=ANSWER_TOKENS, timeout_s=timeout_s)
+def ask_twice(
+    base_url: str,
+    model: str,
+    expect: Expect,
+    *,
+    now: float,
+    timeout_s: float = drive.TIMEOUT_S,
+    asker: Callable[..., drive.Answer] = drive.ask,
+) -> Asked:
+    """Both answers, at temperature 0. now: epoch seconds.  asker: see `drive.asking`. Raises RemoteError."""
+    one = asker(base_url, model, expect.prompt, max_tokens=ANSWER_TOKENS, timeout_s=timeout_s)
+    two = asker(base_url, model, expect.prompt, max_tokens=ANSWER_TOKENS, timeout_s=timeout_s)
     return Asked(one.text, two.text, now + one.ttft_s)
 
 

@@ -214,7 +214,7 @@ def _box(reference: str, launch: Launch, options: Options, *, network: dict[str,
     testcontainers_config.ryuk_disabled = True  # see the top of this file
     testcontainers_config.hub_image_name_prefix = ""  # the image is named in full; a user's prefix would rename it
     box = DockerContainer(reference).with_kwargs(**network, **_limits(options, gpu=gpu, models=bool(launch.models)))
-    box.with_envs(**(store_environment(launch) | dict(options.env)))
+    box.with_envs(**_environment(launch, options, gpu=gpu))
     if launch.store_is_folder:
         box.with_envs(BUILDER_STORE=STORE_INSIDE)
         box.with_volume_mapping(str(Path(launch.store).resolve()), STORE_INSIDE, "ro")
@@ -260,6 +260,11 @@ def _port(box: DockerContainer, inner: int) -> int:
         lines = "".join(f"\n  | {line}" for line in said.splitlines())
         raise BuilderError(f"the container ended at once, with exit status {state['ExitCode']}{lines or ' and no output'}")
     return int(bindings[0]["HostPort"])
+
+
+def _environment(launch: Launch, options: Options, *, gpu: bool) -> dict[str, str]:
+    """Where the weights are; and, where no GPU is given, that none is needed: an image for GPUs refuses to start without."""
+    return store_environment(launch) | ({} if gpu else {"BUILDER_GPU": "none"}) | dict(options.env)
 
 
 def _limits(options: Options, *, gpu: bool, models: bool) -> dict[str, Any]:

@@ -39,12 +39,13 @@ class Ready:
     seconds: Mapping[str, float]
     phases: tuple[Phase, ...]
     server: Server
+    protocol: str = "openai"
 
     def ask(self, prompt: str, *, max_tokens: int = 64) -> str:
-        """The whole answer at temperature 0. Raises RemoteError if there is none."""
+        """The whole answer at temperature 0; of a server of tensors, its outputs in JSON. Raises RemoteError without one."""
         from builder.runtime import drive
 
-        return drive.ask(self.base_url, self.model, prompt, max_tokens=max_tokens).text
+        return drive.asking(self.protocol)(self.base_url, self.model, prompt, max_tokens=max_tokens).text
 
     def metrics(self) -> str:
         """The text of /metrics."""
@@ -105,6 +106,7 @@ def _started(
 ) -> Iterator[Ready]:
     from builder.config.spec import Serve
     from builder.progress import NoProgress
+    from builder.runtime.engines import ENGINES
     from builder.transfer.manifests import read_manifest
     from builder.transfer.source import open_source
     from builder.verify import container, in_place, server
@@ -131,4 +133,5 @@ def _started(
             seconds={"cold_start": ready.at - running.asked} | {p.phase: p.seconds for p in phases},
             phases=phases,
             server=running,
+            protocol=ENGINES[engine].protocol,
         )

@@ -25,7 +25,12 @@ from builder.verify.server import LOG_LINES
 
 STOP_S = 10.0  # the runtime passes SIGTERM on and waits for its engine; after this it is killed
 LOOK_S = 30.0
-MODULES = {"llama.cpp": ("xllamacpp",), "transformers": ("torch", "transformers")}
+MODULES = {
+    "llama.cpp": ("xllamacpp",),
+    "transformers": ("torch", "transformers"),
+    "onnxruntime": ("onnxruntime",),
+    "triton": ("pytriton",),
+}
 # Kept from the caller's environment: what finds libraries, GPUs, certificates and temporary space. The rest is ours.
 KEPT = (
     "PATH",

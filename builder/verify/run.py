@@ -18,6 +18,7 @@ from builder.errors import CapabilityError, RemoteError
 from builder.format.phases import Phase
 from builder.progress import NoProgress, Progress, step
 from builder.runtime import drive
+from builder.runtime.engines import ENGINES
 from builder.verify import checks, container, host, in_place, server
 from builder.verify.launch import Launch
 from builder.verify.report import Answer, Check, HostFacts, ImageFacts, Level, Run, VerifyReport
@@ -50,6 +51,11 @@ class _Plan:
     start: Start
     progress: Progress = field(default_factory=NoProgress)
     timeout_s: float = TIMEOUT_S
+
+    @property
+    def asker(self) -> Callable[..., drive.Answer]:
+        """As the engine's protocol wants it: a question, or tensors made from one."""
+        return drive.asking(ENGINES[self.launch.engine].protocol)
 
 
 def verify_image(
@@ -128,7 +134,7 @@ def _one(plan: _Plan, number: int, *, last: bool) -> Seen:
         readiness = server.wait_ready(running, timeout_s=plan.timeout_s, progress=plan.progress, title=title)
         url, asked, silent = server.base_url(running), None, None
         try:
-            asked = checks.ask_twice(url, plan.launch.name, plan.verify.expect, now=time.time())
+            asked = checks.ask_twice(url, plan.launch.name, plan.verify.expect, now=time.time(), asker=plan.asker)
         except RemoteError as exc:
             silent = checks.silent(exc)
         run = Run(
@@ -167,6 +173,7 @@ def _load(plan: _Plan, url: str) -> tuple[Level, ...]:
                         prompt_tokens=LOAD_PROMPT_TOKENS,
                         max_tokens=load.max_tokens,
                         seed=concurrency,
+                        asker=plan.asker,
                     )
                 )
             )

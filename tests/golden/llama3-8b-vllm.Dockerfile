@@ -6,7 +6,7 @@ FROM debian:bookworm-slim AS base
 RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
     --mount=type=bind,source=steps/python,target=/steps/python \
     --mount=type=bind,source=steps/user,target=/steps/user \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
  && sh /steps/python 3.11 \
  && sh /steps/user
@@ -14,7 +14,7 @@ RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
 # resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
 FROM base AS resolve
 RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/venv \
@@ -28,7 +28,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/runtime.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/runtime,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py runtime 1
 FROM resolve AS wheels-nvidia-cublas
@@ -38,7 +38,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cublas.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cublas,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cublas 1
 FROM resolve AS wheels-nvidia-cudnn-cu13
@@ -48,7 +48,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cudnn-cu13.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cudnn-cu13,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cudnn-cu13 1
 FROM resolve AS wheels-nvidia-cufft
@@ -58,7 +58,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cufft.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cufft,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cufft 1
 FROM resolve AS wheels-nvidia-cusolver
@@ -68,7 +68,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cusolver.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusolver,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cusolver 1
 FROM resolve AS wheels-nvidia-cusparse
@@ -78,7 +78,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cusparse.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusparse,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cusparse 1
 FROM resolve AS wheels-nvidia-cusparselt-cu13
@@ -88,7 +88,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-cusparselt-cu13.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusparselt-cu13,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-cusparselt-cu13 1
 FROM resolve AS wheels-nvidia-nccl-cu13
@@ -98,7 +98,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia-nccl-cu13.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-nccl-cu13,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia-nccl-cu13 1
 FROM resolve AS wheels-nvidia
@@ -108,7 +108,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/nvidia.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py nvidia 1
 FROM resolve AS wheels-torch-deps
@@ -118,7 +118,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/torch-deps.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/torch-deps,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py torch-deps 1
 FROM resolve AS wheels-torch
@@ -128,7 +128,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/torch.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/torch,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py torch 2
 FROM resolve AS wheels-triton
@@ -138,7 +138,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/triton.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/triton,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py triton 1
 FROM resolve AS wheels-deps-1
@@ -148,7 +148,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/deps-1.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-1,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py deps-1 1
 FROM resolve AS wheels-deps-2
@@ -158,7 +158,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/deps-2.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-2,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py deps-2 1
 FROM resolve AS wheels-deps-3
@@ -168,7 +168,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/deps-3.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-3,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py deps-3 1
 FROM resolve AS wheels-engine
@@ -178,7 +178,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/engine.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/engine,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py engine 1
 
@@ -204,7 +204,7 @@ COPY --from=wheels-engine /out/toolkit/opt/venv/ /opt/venv/
 FROM base AS compiler
 RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
     --mount=type=bind,source=steps/compiler,target=/steps/compiler \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/compiler gcc g++ libc6-dev libpython3-dev
 
 # libraries: every layer, in the order of how seldom it changes.

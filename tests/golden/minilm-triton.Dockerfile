@@ -6,7 +6,7 @@ FROM debian:bookworm-slim AS base
 RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
     --mount=type=bind,source=steps/python,target=/steps/python \
     --mount=type=bind,source=steps/user,target=/steps/user \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
  && sh /steps/python 3.11 \
  && sh /steps/user
@@ -14,7 +14,7 @@ RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
 # resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
 FROM base AS resolve
 RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
-    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
     sh /steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/venv \
@@ -28,7 +28,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/runtime.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/runtime,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py runtime 1
 FROM resolve AS wheels-deps
@@ -38,7 +38,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/deps.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py deps 1
 FROM resolve AS wheels-engine
@@ -48,7 +48,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
     --mount=type=bind,source=requirements/engine.txt,target=/requirements.txt \
     --mount=type=bind,source=wheelhouse/engine,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /steps/wheels index /requirements.txt \
  && /opt/venv/bin/python /steps/trim.py engine 1
 

@@ -54,7 +54,11 @@ PINNED = {
     "obstore": {"transfer/", "stores/s3.py"},
     "awscrt": {"transfer/checksum.py"},
     "xllamacpp": {"runtime/llamacpp.py"},
+    "onnxruntime": {"runtime/onnxruntime.py"},
+    "numpy": {"runtime/v2_tensors.py"},
     "cryptography": {"weights/sign.py"},
+    "cyclonedx": {"image/attest/"},
+    "packageurl": {"image/attest/"},
     "pytest": {"verify/fixtures.py"},
 }
 

@@ -16,6 +16,8 @@ WHEELS = {"obstore", "awscrt"}
 # Imported by one child program each, inside an image that carries that engine.
 ENGINES = {
     "runtime/llamacpp.py": {"xllamacpp"},
+    "runtime/onnxruntime.py": {"onnxruntime"},
+    "runtime/v2_tensors.py": {"numpy"},
 }
 
 

@@ -32,6 +32,7 @@ class Options:
     pinned_base: digest that the base image must have, or "" where none is pinned yet.
     platforms: such as linux/arm64; none: the machine's own.
     cache_from, cache_to: folders (with a slash in front, or ./) and references of repositories.
+    environ: variables of the build's client, such as proxies; no passwords, everybody may read a command line.
     """
 
     secrets: Mapping[str, Path] = field(default_factory=dict)
@@ -41,6 +42,11 @@ class Options:
     platforms: tuple[str, ...] = ()
     cache_from: tuple[str, ...] = ()
     cache_to: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def client(self, *more: str) -> list[str]:
+        """The start of a command line that sets these variables, and `more`, NAME=VALUE."""
+        return ["env", *more, *(f"{name}={value}" for name, value in self.environ.items())]
 
 
 class Backend(Protocol):

@@ -88,7 +88,7 @@ class Buildah:
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix="buildah-") as work:
             private = Path(work)
             (private / "run").mkdir(mode=0o755)
-            command = ["buildah", "build", *_arguments(options, private), str(folder)]
+            command = [*options.client(), "buildah", "build", *_arguments(options, private), str(folder)]
             places = (archive.parent, self.root)
             log.run(command, log.BuildahLog(progress), places=places)
             image = (private / "id").read_text().strip().removeprefix("sha256:")

@@ -82,7 +82,7 @@ class Buildx(Docker):
     def build(self, folder: Path, archive: Path, options: Options, progress: Progress) -> BuiltImage:
         if not self.capabilities.archives:
             return super().build(folder, archive, options, progress)
-        command = [*self._client(), *arguments(options), *_caches(options), _output(archive), str(folder)]
+        command = [*self._client(options), *arguments(options), *_caches(options), _output(archive), str(folder)]
         try:
             log.run(command, log.BuildKitLog(progress), places=self._places(archive))
         except BaseException:
@@ -98,8 +98,8 @@ class Buildx(Docker):
     def remote_digest(self, reference: str) -> str:
         return raw_digest(process.run(["docker", "buildx", "imagetools", "inspect", "--raw", reference], timeout_s=120).stdout)
 
-    def _client(self) -> list[str]:
-        return ["env", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", "docker", "buildx", "build"]
+    def _client(self, options: Options) -> list[str]:
+        return [*options.client("BUILDX_NO_DEFAULT_ATTESTATIONS=1"), "docker", "buildx", "build"]
 
 
 def _output(archive: Path) -> str:

@@ -103,7 +103,7 @@ class Docker:
     def build(self, folder: Path, archive: Path, options: Options, progress: Progress) -> BuiltImage:
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix="id-") as work:
             told = Path(work) / "id"
-            command = [*self._client(), *arguments(options), f"--iidfile={told}", str(folder)]
+            command = [*self._client(options), *arguments(options), f"--iidfile={told}", str(folder)]
             log.run(command, log.BuildKitLog(progress), places=self._places(archive))
             image = told.read_text().strip()
         with _taking_back(archive, self, image):
@@ -160,8 +160,8 @@ class Docker:
         if found is not None and not found.get("RepoTags"):
             call("image", "rm", image)
 
-    def _client(self) -> list[str]:
-        return ["env", "DOCKER_BUILDKIT=1", "docker", "build"]
+    def _client(self, options: Options) -> list[str]:
+        return [*options.client("DOCKER_BUILDKIT=1"), "docker", "build"]
 
     def _places(self, archive: Path) -> list[str]:
         return [str(place) for place in (archive.parent, self.room()) if str(place)]

@@ -2,7 +2,8 @@
 
 Taken: the interpreter with its standard library, every library that these and the PACKAGEs name as needed (ldd), the C++
 runtime that wheels expect, certificates, the accounts, the writable folders. For each Debian package a file came from, its
-entry of dpkg's status goes to /var/lib/dpkg/status.d, where scanners of distroless images look.
+entry of dpkg's status and the checksums of what was taken go to /var/lib/dpkg/status.d, where scanners of distroless
+images look.
 """
 
 import os
@@ -98,8 +99,23 @@ def status(taken: set[Path]) -> None:
     folder.mkdir(parents=True)
     for stanza in Path("/var/lib/dpkg/status").read_text().split("\n\n"):
         name = re.match(r"Package: (\S+)", stanza)
-        if name and any(os.path.realpath(path.parent) + "/" + path.name in real for path in owned(name[1])):
+        if name and any(real_name(str(path)) in real for path in owned(name[1])):
             (folder / name[1]).write_text(stanza.strip() + "\n")
+            (folder / f"{name[1]}.md5sums").write_text(
+                "".join(f"{line}\n" for line in sums(name[1]) if real_name("/" + line[34:]) in real)
+            )
+
+
+def sums(package: str) -> list[str]:
+    """`md5  path` of the files that a package installed, as dpkg keeps them."""
+    info = Path("/var/lib/dpkg/info")
+    found = [*info.glob(f"{package}.md5sums"), *info.glob(f"{package}:*.md5sums")]
+    return found[0].read_text().splitlines() if found else []
+
+
+def real_name(path: str) -> str:
+    """The path with the folders of a merged /usr by their real names."""
+    return os.path.realpath(Path(path).parent) + "/" + Path(path).name
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 
 from builder.cli.group import run
 from builder.config.load import load
+from builder.image.lock import Lock, LockLayer, Wheel, text
+from builder.image.resolve import asks
 from tests.models import gguf_model, safetensors_model
 
 
@@ -45,6 +47,12 @@ def test_what_init_writes_can_be_rendered(tmp_path: Path, capsys: pytest.Capture
     model = gguf_model(tmp_path / "m.gguf") if kind == "gguf" else safetensors_model(tmp_path / "m")
     assert builder("init", str(model), "-o", str(tmp_path / "builder.yaml")) == 0
     capsys.readouterr()
+    assert builder("render", "-f", str(tmp_path / "builder.yaml")) == 2
+    assert "run `builder lock`" in capsys.readouterr().err
+    spec = load(tmp_path).spec
+    wheels = (Wheel("w", "1", ("0" * 64,)),)
+    lock = Lock(spec.name, spec.image.python, ("linux/amd64",), asks(spec), (LockLayer("engine", wheels),))
+    (tmp_path / "requirements.lock").write_text(text(lock))
     assert builder("render", "-f", str(tmp_path / "builder.yaml")) == 0
     assert capsys.readouterr().out.count("FROM ") >= 5
 

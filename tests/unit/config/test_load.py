@@ -134,3 +134,60 @@ def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     assert loaded.store_url == str(tmp_path / "store")
     assert loaded.model_source == str(tmp_path / "model")
     assert loaded.lock_path == tmp_path / "builder.lock"
+
+
+URL = "image.index.url: expected an address such as https://host:8443/path, without user and password"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("  index: {url: 'https://me:pa55@h/simple'}", f"builder.yaml:10:16: {URL}"),
+        ("  index: {url: 'https://pa55@h/simple'}", f"builder.yaml:10:16: {URL}"),
+        ("  index: {url: 'https://me:pa55/@h/simple'}", f"builder.yaml:10:16: {URL}"),
+        (
+            "  index: {url: 'https://h/s', extra: ['https://pa55@h']}",
+            "builder.yaml:10:39: image.index.extra[0]: expected an address",
+        ),
+        (
+            "  index: {url: 'https://h/s', username: me, password: pa55}",
+            "10:55: image.index.password: expected keys and values",
+        ),
+        ("  proxy: {http: 'http://me:pa55@h:3128'}", "builder.yaml:10:17: image.proxy.http: expected an address"),
+        ("  proxy: {no_proxy: 'me:pa55@h'}", "builder.yaml:10:21: image.proxy.no_proxy: expected text that matches"),
+    ],
+)
+def test_a_password_in_the_file_is_refused_without_repeating_it(line: str, message: str) -> None:
+    error = refused(GOOD + line + "\n")
+    assert message in error.message
+    assert "pa55" not in error.message + error.hint + str(error.where)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("  index: {}", "builder.yaml:10:10: image.index.url: is missing"),
+        ("  index: {url: 'https://h/s', user: me}", "image.index.user: unknown key; did you mean 'username'?"),
+        ("  index: {url: 'http://h/s'}", "image.index.url: expected https://"),
+        ("  index: {url: 'https://h/s', username: me}", "10:10: image.index.password: expected both username and password"),
+        ("  index: {url: 'https://h/s', password: {env: P}}", "image.index.password: expected both username and password"),
+        ("  index: [1]", "builder.yaml:10:10: image.index: expected true or false"),
+        ("  apt: {auth: a}", "builder.yaml:10:8: image.apt.sources: is missing"),
+    ],
+)
+def test_a_section_that_may_be_a_switch_tells_its_own_fault_alone(line: str, message: str) -> None:
+    error = refused(GOOD + line + "\n")
+    assert message in error.message
+    assert "\n" not in error.message
+
+
+def test_an_index_with_a_login_is_read() -> None:
+    image = parse(
+        f"{GOOD}  index: {{url: 'https://h:8443/s', username: {{env: U}}, password: {{env: P}}}}\n".encode(), "f"
+    ).image
+    assert image.index.model_dump() == {  # type: ignore[union-attr]
+        "url": "https://h:8443/s",
+        "extra": (),
+        "username": {"env": "U"},
+        "password": {"env": "P"},
+    }

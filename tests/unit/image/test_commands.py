@@ -23,7 +23,7 @@ def call(*args: str) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shutil.copytree(DEMO, tmp_path / "image")
+    shutil.copytree(DEMO, tmp_path / "image", ignore=shutil.ignore_patterns("builder.lock"))
     return tmp_path / "image"
 
 
@@ -46,8 +46,8 @@ def test_render_out_writes_a_folder_that_any_buildkit_can_build(folder: Path, ca
     assert shown["files"] == sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     text = (out / "Dockerfile").read_text()
     mounted = {word.split("source=")[1].split(",")[0] for word in text.split() if "source=" in word}
-    assert mounted == {"steps", "requirements", "wheelhouse"}
-    assert all((out / name).is_dir() for name in mounted)
+    assert {"steps/apt", "steps/trim.json", "requirements/engine.txt", "wheelhouse/engine"} <= mounted
+    assert all((out / name).exists() for name in mounted)
 
 
 def test_render_check_tells_a_stale_file_by_exit_7(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import netrc
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from builder import pipeline
 from builder.config.load import Loaded, load
 from builder.errors import ConfigError
-from builder.image import machine
+from builder.image import machine, resolve
+from builder.image.lock import Lock, LockLayer, Wheel
+from builder.image.lock import text as text_of
+from builder.image.resolve import asks
+from tests.servers.index import Index, Login, certify
+from tests.wheels import wheel
 
 YAML = """
 version: 1
@@ -30,10 +39,22 @@ def loaded(tmp_path: Path) -> Loaded:
 @pytest.fixture(autouse=True)
 def _own_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """pip reads one empty file, apt's sources are not looked at, and no variable of whoever runs the tests counts."""
-    for name in ("CERT", "INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "TRUSTED_HOST", "DEFAULT_TIMEOUT", "TIMEOUT", "PROXY"):
+    for name in (
+        "CERT",
+        "INDEX_URL",
+        "EXTRA_INDEX_URL",
+        "FIND_LINKS",
+        "TRUSTED_HOST",
+        "DEFAULT_TIMEOUT",
+        "TIMEOUT",
+        "PROXY",
+        "RETRIES",
+    ):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr(machine, "APT_SOURCES", ())
+    monkeypatch.setattr(machine, "APT_AUTH", ())
 
 
 def with_image(loaded: Loaded, line: str) -> Loaded:
@@ -106,3 +127,150 @@ def test_the_machines_debian_sources_pass_only_for_their_suite(
     sources.write_text(text)
     monkeypatch.setattr(machine, "APT_SOURCES", (sources,))
     assert machine.apt_sources(base) == (sources if passes else None)
+
+
+INDEX = "  index: {url: 'https://Packages.example.com:8443/simple'"
+LOGIN = INDEX + ", username: robot, password: {env: INDEX_PASSWORD}}"
+
+
+def test_the_files_index_replaces_the_machines(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trusted-host too: it would let any certificate pass for the index of the file."""
+    monkeypatch.setenv("PIP_INDEX_URL", "https://u:p@index.example.com/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "packages.example.com")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    given = machine.gather(with_image(loaded, INDEX + ", extra: ['https://more.example.com/simple']}"), tmp_path)
+    assert given.secrets["pip_conf"].read_text() == (
+        "[global]\nindex-url = https://Packages.example.com:8443/simple\n"
+        "extra-index-url = https://more.example.com/simple\nretries = 1\n"
+    )
+    assert "netrc" not in given.secrets
+
+
+PASSWORDS = ("plain", 'q"uo\\te', "#hash", "p@ss/w:%20", "it's", "\\", '"')
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_login_becomes_a_netrc_that_python_reads_back(password: str, loaded: Loaded, tmp_path: Path) -> None:
+    """Under the name that requests asks for: the host without its port, as it stands in the URL."""
+    given = machine.gather(with_image(loaded, LOGIN), tmp_path, {"INDEX_PASSWORD": password})
+    path = given.secrets["netrc"]
+    assert path.stat().st_mode & 0o077 == 0
+    read = netrc.netrc(str(path))
+    assert set(read.hosts) == {"Packages.example.com", "packages.example.com"}
+    for host in read.hosts:
+        assert read.authenticators(host) == ("robot", "", password)
+    assert password not in given.secrets["pip_conf"].read_text()
+
+
+def test_python_3_10_reads_netrc_without_quotes(loaded: Loaded, tmp_path: Path) -> None:
+    """Its netrc module takes a quote for a letter of the password (3.11 rewrote it, bpo-28806)."""
+    given = machine.gather(with_image(loaded, LOGIN + '\n  python: "3.10"'), tmp_path, {"INDEX_PASSWORD": 'a"b'})
+    assert given.secrets["netrc"].read_text().splitlines()[0] == 'machine Packages.example.com login robot password a"b'
+
+
+@pytest.mark.parametrize("environ", [{}, {"INDEX_PASSWORD": ""}])
+def test_a_password_that_is_not_set(environ: dict[str, str], loaded: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"image\.index\.password names INDEX_PASSWORD, which is not set") as caught:
+        machine.gather(with_image(loaded, LOGIN), tmp_path, environ)
+    assert caught.value.hint == "export INDEX_PASSWORD=..."
+
+
+def test_a_user_name_may_be_in_a_variable_too(loaded: Loaded, tmp_path: Path) -> None:
+    line = LOGIN.replace("robot", "{env: INDEX_USER}")
+    with pytest.raises(ConfigError, match=r"image\.index\.username names INDEX_USER"):
+        machine.gather(with_image(loaded, line), tmp_path, {"INDEX_PASSWORD": "p"})
+    given = machine.gather(with_image(loaded, line), tmp_path, {"INDEX_PASSWORD": "p", "INDEX_USER": "me"})
+    assert 'login "me"' in given.secrets["netrc"].read_text()
+
+
+@pytest.mark.parametrize("password", ["two words", "pässword", "line\n"])
+def test_a_password_that_netrc_cannot_hold_is_refused_unseen(password: str, loaded: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="INDEX_PASSWORD holds a blank or a letter that is not ASCII") as caught:
+        machine.gather(with_image(loaded, LOGIN), tmp_path, {"INDEX_PASSWORD": password})
+    assert password not in caught.value.message + caught.value.hint
+
+
+def test_no_index_needs_no_password(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example.com/simple")
+    assert machine.gather(with_image(loaded, "  index: false"), tmp_path, {}).secrets == {}
+
+
+def test_this_users_netrc_counts_for_the_hosts_of_the_index_alone(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.write_text("machine index.example.com login me password mine\nmachine other.example.com login me password other\n")
+    own.chmod(0o600)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example.com/simple")
+    given = machine.gather(loaded, tmp_path, {"NETRC": str(own)})
+    assert given.secrets["netrc"].read_text() == 'machine index.example.com login "me" password "mine"\n'
+    own.write_text("machine\nnonsense")
+    assert "netrc" not in machine.gather(loaded, tmp_path, {"NETRC": str(own)}).secrets
+
+
+def test_the_files_debian_sources_and_their_login(loaded: Loaded, tmp_path: Path) -> None:
+    for name in ("closed.sources", "auth.conf"):
+        (tmp_path / name).write_text("x\n")
+    given = machine.gather(with_image(loaded, "  apt: {sources: closed.sources, auth: auth.conf}"), tmp_path)
+    assert given.secrets == {"apt_sources": tmp_path / "closed.sources", "apt_auth": tmp_path / "auth.conf"}
+    (tmp_path / "auth.conf").unlink()
+    with pytest.raises(ConfigError, match=r"image\.apt\.auth: .*auth\.conf: no such file"):
+        machine.gather(with_image(loaded, "  apt: {sources: closed.sources, auth: auth.conf}"), tmp_path)
+
+
+def test_the_machines_apt_logins_pass_with_its_sources_for_their_hosts(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, folder = tmp_path / "debian.sources", tmp_path / "auth.conf.d"
+    folder.mkdir()
+    sources.write_text("Types: deb\nURIs: https://mirror.example.com/debian\nSuites: bookworm\n")
+    (folder / "a.conf").write_text("machine mirror.example.com login me password mine\n")
+    (folder / "b.conf").write_text("machine other.example.com login me password other\n")
+    monkeypatch.setattr(machine, "APT_SOURCES", (sources,))
+    monkeypatch.setattr(machine, "APT_AUTH", (tmp_path / "auth.conf", folder))
+    path = machine.gather(loaded, tmp_path).secrets["apt_auth"]
+    assert path.read_text() == "machine mirror.example.com login me password mine\n"
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_files_proxies_keep_the_environments_out(loaded: Loaded, tmp_path: Path) -> None:
+    assert machine.gather(loaded, tmp_path).environ == {}
+    given = machine.gather(
+        with_image(loaded, "  proxy: {https: 'http://proxy.example.com:3128', no_proxy: .example.com}"), tmp_path
+    )
+    assert given.environ == {
+        **dict.fromkeys(("http_proxy", "HTTP_PROXY"), ""),
+        **dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://proxy.example.com:3128"),
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), ".example.com"),
+    }
+
+
+def test_a_lock_asks_the_files_index(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its authority and login, whatever pip and the resolver are set to here; sizes too, by the same login."""
+    for name in ("tls", "wheels", "private"):
+        (tmp_path / name).mkdir()
+    wheels = [wheel(tmp_path / "wheels", name.partition("==")[0], name.partition("==")[2]) for name in asks(loaded.spec)]
+    monkeypatch.setenv("PIP_INDEX_URL", "https://192.0.2.1/simple")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://192.0.2.1/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "127.0.0.1")
+    login = Login("robot", 'p@ss"w\\d')
+    with Index(tmp_path / "wheels", certify(tmp_path / "tls", "Root"), login) as index:
+        lines = f"  ca_bundle: {tmp_path}/tls/ca.pem\n" + LOGIN.replace("https://Packages.example.com:8443/simple", index.url)
+        described = with_image(loaded, lines)
+        environ = {**os.environ, "INDEX_PASSWORD": login.password, "UV_NO_CACHE": "1"}
+        given = machine.gather(described, tmp_path / "private", environ)
+        places = machine.places(described, given, environ)
+        lock = resolve.resolve(described.spec, places)
+    assert {wheel.name: wheel.size for wheel in lock.wheels} == {
+        path.name.split("-")[0].replace("_", "-"): path.stat().st_size for path in wheels
+    }
+    assert login.password not in str(places.environ)
+
+
+def test_a_rendered_dockerfile_names_no_index_and_no_login(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEX_PASSWORD", "p4ssw0rd")
+    wheels = LockLayer("engine", (Wheel("w", "1", ("0" * 64,)),))
+    lock = Lock("m", "3.11", ("linux/amd64",), asks(loaded.spec), (wheels,))
+    (loaded.folder / "requirements.lock").write_text(text_of(lock))
+    text = pipeline.render_image(with_image(loaded, LOGIN + "\n  proxy: {http: 'http://proxy.example.com:3128'}"), "")
+    assert not re.search("p4ssw0rd|robot|INDEX_PASSWORD|packages.example.com|proxy.example.com", text, re.IGNORECASE)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
-import zipfile
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from builder import process
 from builder.config.load import parse
 from builder.config.spec import Spec
 from builder.errors import BuilderError, ConfigError, RemoteError
 from builder.image import resolve
 from builder.image.dockerfile import RUNTIME_PINS
 from builder.image.lock import Lock
+from builder.image.resolve import Places
+from tests.wheels import wheel
 
 House = Callable[..., Path]
 YAML = """
@@ -36,28 +38,6 @@ def spec(engine: str = "vllm", version: str = "1.0", image: str = 'cuda: "13"') 
     return parse((YAML % (engine, version, image)).encode(), "builder.yaml")
 
 
-def wheel(
-    folder: Path, name: str, version: str, *, requires: tuple[str, ...] = (), tag: str = "py3-none-any", pad: int = 0
-) -> Path:
-    """A wheel that a resolver takes: METADATA, WHEEL, RECORD, and `pad` bytes."""
-    stem = f"{name.replace('-', '_')}-{version}"
-    needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
-    files = {
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}".encode(),
-        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
-        f"{name.replace('-', '_')}/data.bin": bytes(pad),
-    }
-    path = folder / f"{stem}-{tag}.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        rows = []
-        for inner, body in files.items():
-            archive.writestr(inner, body)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=").decode()
-            rows.append(f"{inner},sha256={digest},{len(body)}\n")
-        archive.writestr(f"{stem}.dist-info/RECORD", "".join(rows))
-    return path
-
-
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A wheelhouse with builder's own wheels."""
@@ -69,7 +49,7 @@ def house(tmp_path: Path) -> Path:
 
 
 def locked(house: Path, asked: Spec | None = None) -> Lock:
-    return resolve.resolve(asked or spec(), resolve.Index(wheelhouse=house, online=False))
+    return resolve.resolve(asked or spec(), Places(dict(os.environ), wheelhouse=house, online=False))
 
 
 def pins(lock: Lock) -> dict[str, str]:
@@ -196,23 +176,21 @@ def test_a_solution_that_does_not_exist_is_told_in_words(house: Path) -> None:
 def test_an_index_that_does_not_answer_is_remote_and_keeps_its_password(house: Path) -> None:
     env = {"UV_DEFAULT_INDEX": "http://user:hunter2@127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
     with pytest.raises(RemoteError, match="no package index answers") as caught:
-        resolve.resolve(spec(), resolve.Index(env=env, wheelhouse=house))
+        resolve.resolve(spec(), Places(dict(os.environ) | env, wheelhouse=house))
     assert "hunter2" not in str(caught.value.to_json())
 
 
 def test_the_password_is_not_on_the_resolvers_command_line(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    real = resolve.subprocess.run
+    real = process.run
 
     def spy(command: list[str], **kwargs: object) -> object:
         seen.append(command)
-        return real(command, **kwargs)  # type: ignore[call-overload]
+        return real(command, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(resolve.subprocess, "run", spy)
+    monkeypatch.setattr(process, "run", spy)
     with pytest.raises(BuilderError):
-        resolve.resolve(
-            spec(), resolve.Index(env={"UV_DEFAULT_INDEX": "http://u:hunter2@127.0.0.1:9/", "UV_HTTP_RETRIES": "0"})
-        )
+        resolve.resolve(spec(), Places({"UV_DEFAULT_INDEX": "http://u:hunter2@127.0.0.1:9/", "UV_HTTP_RETRIES": "0"}))
     assert seen
     assert not [word for command in seen for word in command if "hunter2" in word]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable
+
+import pytest
 
 from builder.runtime.gate import HELD_BYTES, Gate
 
@@ -111,6 +114,18 @@ def test_the_held_are_let_through_in_order() -> None:
         assert came == [b"%d\n" % n for n in range(20)]
         assert (gate.held_total, gate.rejected_total, len(gate.held)) == (20, 0, 0)
         assert gate.held_seconds > 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("protocol", ["openai", "v2"])
+def test_a_refusal_has_the_shape_of_the_engines_protocol(protocol: str) -> None:
+    async def scenario() -> None:
+        gate = Gate(0, 9, protocol)
+        reader, writer = await asyncio.open_connection("127.0.0.1", await public(gate))
+        error = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])["error"]
+        assert "0 requests are waiting" in (error if protocol == "v2" else error["message"])
+        writer.close()
 
     run(scenario)
 

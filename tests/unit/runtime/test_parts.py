@@ -13,7 +13,7 @@ from builder.errors import ConfigError
 from builder.format.manifest import File, Manifest
 from builder.format.phases import parse_lines
 from builder.runtime import llamacpp
-from builder.runtime.engines import ENGINES, Launch, gguf_file
+from builder.runtime.engines import ENGINES, Launch, check, gguf_file
 from builder.runtime.metrics import metric, render
 from builder.runtime.record import Lines, Recorder, process_started
 
@@ -123,7 +123,7 @@ def test_a_command_of_ones_own() -> None:
     launch = Launch(Path("/m"), manifest(), "127.0.0.1", 9, args)
     assert ENGINES["command"].command(launch).argv == ["srv", "--at=127.0.0.1:9", "/m", "{other}", '{"a": 1}']
     with pytest.raises(ConfigError, match="needs the command"):
-        ENGINES["command"].command(Launch(Path("/m"), manifest(), "h", 9, []))
+        check("command", [])
 
 
 def test_no_more_threads_than_cpus() -> None:

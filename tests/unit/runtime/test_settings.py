@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,36 @@ def test_other_store_urls_are_taken_as_they_are(url: str) -> None:
 def test_a_phase_file_in_a_folder_that_is_there(tmp_path: Path) -> None:
     assert settings.read({"BUILDER_PHASES": str(tmp_path / "phases")}).phases == tmp_path / "phases"
     assert settings.read({"BUILDER_PHASES": "phases"}).phases == Path("phases")
+
+
+def test_every_setting_is_on_its_page() -> None:
+    root = Path(settings.__file__).parents[2]
+    names = re.findall(r'=get\("([A-Z_]+)"', Path(settings.__file__).read_text())
+    page = (root / "docs" / "serve.md").read_text()
+    assert len(names) > 20
+    assert [name for name in names if f"`BUILDER_{name}`" not in page] == []
+    assert [name for name in settings.ENGINES if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BUILDER_GPU", "yes"),
+        ("BUILDER_GPU_ARCHS", "9"),
+        ("BUILDER_GPU_ARCHS", "sm_90"),
+        ("BUILDER_GPU_ARCHS", "9.0,,8.0"),
+        ("BUILDER_GPU_ARCHS", "9.0a"),
+        ("BUILDER_CUDA", "cuda>=13.0"),
+        ("BUILDER_GPU_TIMEOUT_S", "0"),
+    ],
+)
+def test_a_wrong_need_of_a_gpu_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        settings.read({name: value})
+
+
+def test_the_need_of_a_gpu_is_read() -> None:
+    read = settings.read({"BUILDER_GPU": "required", "BUILDER_GPU_ARCHS": "9.0, 12.0", "BUILDER_CUDA": "13.0"})
+    assert (read.gpu, read.gpu_archs, read.cuda) == ("required", ("9.0", "12.0"), "13.0")
+    read = settings.read({"BUILDER_GPU_ARCHS": "", "BUILDER_CUDA": ""})
+    assert (read.gpu, read.gpu_archs, read.cuda, read.gpu_timeout_s) == ("auto", (), "", 120.0)

@@ -6,6 +6,7 @@ import pytest
 
 from builder.errors import CapabilityError
 from builder.verify import container, host
+from builder.verify.launch import Launch
 
 
 def test_a_gpu_is_asked_for_as_the_nvidia_toolkit_expects_it() -> None:
@@ -34,3 +35,12 @@ def test_a_required_gpu_that_is_not_there_exits_4(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(host, "gpus", lambda: ())
     with pytest.raises(CapabilityError, match=r"verify\.gpu is required"):
         container.wants_gpu("required")
+
+
+def test_a_container_without_a_gpu_is_told_that_it_needs_none() -> None:
+    """Else an image for GPUs would refuse to start, where verify.gpu is auto or none and its CPU path is meant."""
+    launch = Launch("m", "sha256:0", "/store", "vllm")
+    assert container._environment(launch, container.Options(), gpu=False)["BUILDER_GPU"] == "none"
+    assert "BUILDER_GPU" not in container._environment(launch, container.Options(), gpu=True)
+    wanted = container.Options(env={"BUILDER_GPU": "required"})
+    assert container._environment(launch, wanted, gpu=False)["BUILDER_GPU"] == "required"

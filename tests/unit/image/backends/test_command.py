@@ -24,6 +24,13 @@ def test_buildkit_gets_secrets_as_files(tmp_path: Path) -> None:
     assert not {"--network=default", "--no-cache"} & set(docker.arguments(Options()))
 
 
+def test_the_files_proxies_are_the_clients(tmp_path: Path) -> None:
+    """Valueless build arguments take them from there."""
+    given = Options(environ={"https_proxy": "http://proxy.example.com:3128", "no_proxy": ""})
+    assert given.client("A=1") == ["env", "A=1", "https_proxy=http://proxy.example.com:3128", "no_proxy="]
+    assert "--build-arg=https_proxy" in docker.arguments(given)
+
+
 def test_buildah_gets_secrets_as_files(tmp_path: Path) -> None:
     words = buildah._arguments(options(tmp_path), tmp_path)
     assert f"--secret=id=ca,src={tmp_path}/ca.pem" in words

@@ -1,0 +1,112 @@
+"""What is in an image, where it came from, and who vouches for it: CycloneDX, SLSA provenance, cosign.
+
+found = attest.describe(archive, image, base, lock=lock, spec=spec, ...)   # reads the image once
+attest.require_match(found.mismatches, reference)                          # the lock is what is installed
+found.write(folder)                                                        # sbom.cdx.json, provenance.intoto.json
+signing.sign(reference_with_digest, key, sbom=found.sbom, provenance=found.provenance)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import CapabilityError
+from builder.image.attest.names import Image, parse
+
+if TYPE_CHECKING:
+    from builder.config.spec import Spec
+    from builder.image.attest.inventory import Mismatch
+    from builder.image.attest.provenance import Run
+    from builder.image.lock import Lock
+
+__all__ = ["Attestations", "Image", "describe", "parse", "require_match"]
+
+SBOM = "sbom.cdx.json"
+PROVENANCE = "provenance.intoto.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Attestations:
+    """Documents about one image, as text; provenance is "" where no build was described.
+
+    components: in the SBOM, the image itself not counted. unowned: files that no package accounts for.
+    """
+
+    digest: str
+    sbom: str
+    provenance: str
+    components: int
+    unowned: int
+    mismatches: tuple[Mismatch, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "components": self.components,
+            "unowned": self.unowned,
+            "mismatches": [one.to_json() for one in self.mismatches],
+        }
+
+    def write(self, folder: Path) -> tuple[Path, ...]:
+        """The documents as files of `folder`, made if missing. Raises CapabilityError where it cannot be written."""
+        documents = {SBOM: self.sbom, PROVENANCE: self.provenance}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, body in documents.items():
+                if body:
+                    (folder / name).write_text(body)
+        except OSError as exc:
+            raise CapabilityError(f"{folder}: cannot be written: {exc.strerror}", hint="name another folder") from exc
+        return tuple(folder / name for name, body in documents.items() if body)
+
+
+def describe(
+    image: Path,
+    reference: str = "",
+    *,
+    base: str = "",
+    base_digest: str = "",
+    lock: Lock | None = None,
+    spec: Spec | None = None,
+    context_digest: str = "",
+    manifest: str = "",
+    run: Run | None = None,
+) -> Attestations:
+    """Read the image in `image`, an OCI archive or layout, once, and describe it; with `spec` and `run`, its build too.
+
+    reference: what it is called, by default as the layout says; its digest is read.
+    base, base_digest: its parent; by default as the image's labels say.
+    context_digest: of `image.context.Context`.  manifest: of the weights, or "".
+    Same image, lock and base: same SBOM, byte for byte. Raises IntegrityError if the image cannot be read.
+    """
+    from builder.image.attest import inventory, provenance, sbom
+
+    found = inventory.take(image, asks=lock.asks if lock else ())
+    named = parse(reference or found.name)
+    named = Image(named.repository, named.tag, found.digest)
+    parent = parse(base or found.labels.get("org.opencontainers.image.base.name", ""))
+    digest = base_digest or parent.digest or found.labels.get("org.opencontainers.image.base.digest", "")
+    parent = Image(parent.repository, parent.tag, digest)
+    story = ""
+    if spec is not None and run is not None:
+        inputs = provenance.Inputs(parent, context_digest, lock, manifest)
+        story = json.dumps(provenance.statement(spec, named, inputs, run), indent=2, sort_keys=True) + "\n"
+    text = sbom.text(found, named, parent, lock)
+    return Attestations(
+        digest=found.digest,
+        sbom=text,
+        provenance=story,
+        components=len(json.loads(text).get("components", ())),
+        unowned=len(found.unowned),
+        mismatches=inventory.compare(found, lock) if lock else (),
+    )
+
+
+def require_match(mismatches: tuple[Mismatch, ...], reference: str) -> None:
+    """Raise ClaimError (exit 7) that lists every wheel that is not as the lock has it."""
+    from builder.image.attest import inventory
+
+    inventory.require_match(mismatches, reference)
