@@ -82,6 +82,11 @@ def test_layers_are_zstd_and_hold_no_secret(site: Ground) -> None:
     assert [one.kind for one in inspect.scan(site.folder / "leaky.tar", also=[WORD])] == ["given secret"], leaky
 
 
+def test_no_mount_point_of_a_secret_is_left(site: Ground) -> None:
+    built = build(site, text="FROM BASE\nRUN --mount=type=secret,id=word test -s /run/secrets/word\n")
+    admit(site, built, proof=script(site, "test ! -e /run/secrets"))
+
+
 def test_an_image_has_no_name_before_it_has_proved_itself(site: Ground) -> None:
     built = build(site)
     assert not site.exists(built.reference)
