@@ -103,5 +103,7 @@ def _storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{storage}/graph"\nrunroot = "{storage}/run"\n')
     registries = folder / "registries.conf"
     registries.write_text('[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n')
+    (folder / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder / "tmp"))  # a killed buildah leaves folders there
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(registries))
