@@ -203,7 +203,7 @@ def _flip(path: Path, offset: int) -> None:
 
 
 def _build(demo: _Demo, loaded: Loaded, manifest: Manifest) -> dict[str, Any] | None:
-    missing = [f for f in doctor.examine() if not f.ok and "build" in f.work]
+    missing = [f for f in doctor.examine() if not f.ok and {"build", "verify"} & set(f.work)]
     title = "image: multi-stage, no compiler, no weights, no secrets"
     if missing:
         demo.skip("image", title, f"{missing[0].name}: {missing[0].found} ({missing[0].hint})")

@@ -11,8 +11,12 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from builder import process, units
+
+if TYPE_CHECKING:
+    from builder.image.built import Capabilities
 
 WORK = ("weights", "build", "bake", "verify", "demo")
 ENGINE = "install Docker 26 or newer with buildx (in a checkout: make engine)"
@@ -21,13 +25,17 @@ FREE_BYTES = 5 << 30  # the demo's image, its build cache and the volume take ab
 
 @dataclass(frozen=True)
 class Finding:
-    """ok: it is there.  work: what needs it; empty when nothing fails without it.  hint: one next step."""
+    """ok: it is there.  work: what needs it; empty when nothing fails without it.  hint: one next step.
+
+    data: what was found out, for `--format json`.
+    """
 
     name: str
     ok: bool
     found: str
     work: tuple[str, ...]
     hint: str = ""
+    data: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -39,6 +47,7 @@ def examine() -> list[Finding]:
         _module("xllamacpp", "llama.cpp engine for load tests in place", "pip install 'coldstart-builder[demo]'"),
         _rclone(),
         *_docker(),
+        *_builders(),
         *_bake_programs(),
         _root(),
         _loop(),
@@ -49,27 +58,18 @@ def examine() -> list[Finding]:
 
 
 def _docker() -> list[Finding]:
-    work = ("build", "verify")
     if not process.which("docker"):
-        return [Finding("docker", False, "no docker program", work, ENGINE)]
+        return [Finding("docker", False, "no docker program", ("verify",), ENGINE)]
     told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=20)
     info = json.loads(told.stdout) if told.returncode == 0 else {}
     version = info.get("ServerVersion", "")
     if not version:
         denied = b"permission denied" in told.stderr + told.stdout
         hint = "add this user to the group docker, or use sudo" if denied else ENGINE
-        return [Finding("docker", False, "permission denied" if denied else "no engine answers", work, hint)]
-    buildx = process.run(["docker", "buildx", "version"], check=False)
+        return [Finding("docker", False, "permission denied" if denied else "no engine answers", ("verify",), hint)]
     store = "io.containerd" in json.dumps(info.get("DriverStatus", []))
     return [
-        Finding("docker", True, f"engine {version}", work),
-        Finding(
-            "buildx",
-            buildx.returncode == 0,
-            buildx.stdout.decode().split()[1] if buildx.returncode == 0 else "does not answer",
-            (),
-            "" if buildx.returncode == 0 else f"{ENGINE}; without it builds fall back to DOCKER_BUILDKIT=1",
-        ),
+        Finding("docker", True, f"engine {version}", ("verify",)),
         Finding(
             "containerd image store",
             store,
@@ -78,6 +78,30 @@ def _docker() -> list[Finding]:
             "" if store else "set features.containerd-snapshotter in daemon.json",
         ),
     ]
+
+
+def _builders() -> list[Finding]:
+    """The back end that builds, then each one that could, with what it can do as data."""
+    from builder.image import backends
+
+    probes = backends.probe()
+    first = next((one for one in probes if one.backend), None)
+    hint = "" if first else ENGINE + ", or buildah"
+    found = [Finding("image builder", first is not None, first.name if first else "none answers", ("build",), hint)]
+    for one in probes:
+        can = one.backend.capabilities if one.backend else None
+        data = can.to_json() if can else None
+        found.append(Finding(f"builds by {one.name}", can is not None, _able(can) if can else one.why, (), one.hint, data))
+    return found
+
+
+def _able(can: Capabilities) -> str:
+    words = [can.version, "reproducible" if can.reproducible else "not reproducible"]
+    words += [
+        text for text, there in (("zstd", can.zstd), ("OCI archive", can.archives), ("COPY --link", can.copy_link)) if there
+    ]
+    words += [f"cache: {' '.join(can.cache)}"] if can.cache else []
+    return ", ".join([*words, " ".join(can.platforms)])
 
 
 def _bake_programs() -> list[Finding]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from builder.config.load import Loaded
     from builder.config.spec import Bake, Verify
     from builder.engines.base import Engine
-    from builder.image.engine import BuiltImage
+    from builder.image.built import BuiltImage
     from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
@@ -258,35 +258,51 @@ def build_image(
     tag: str | None = None,
     no_cache: bool = False,
     pinned_base: str = "",
+    cache_from: Sequence[str] = (),
+    cache_to: str = "",
     oci: Path | None = None,
+    push: bool = False,
     environ: Mapping[str, str] | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
     """The serving image in the local engine: slim, the verified loader inside, no weights and no secrets in any layer.
 
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
-    oci: a new or empty folder for the same image as an OCI layout, for a bake.  environ: variables that image.index names.
+    cache_from, cache_to: folders or repositories with a build's cache.
+    oci: a new or empty folder for the same image as an OCI layout, for a bake.  push: also to its registry.
+    environ: variables that image.index names.
+    It has its name, its layout and its place in the registry only after the scan and its own `verify` have passed.
     """
-    from builder.image import context, engine, inspect, lint, machine
+    from builder.image import admission, backends, context, inspect, lint, machine, registry, scratch
+    from builder.image.backends.base import Options
 
     image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
     faults = lint.lint(render_image(loaded, manifest), path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs)
     lint.require_clean(faults)
-    name = tag or f"{image.repository}:{image.tag}"
-    with tempfile.TemporaryDirectory(prefix="builder-image-") as private:
-        archive = Path(private) / "image.tar"
-        given = machine.gather(loaded, Path(private), environ)
-        made = context.write(Path(private) / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse)
-        options = engine.Options(given.secrets, image.build_network, no_cache, pinned_base, given.environ)
-        built = engine.build(made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress)
-        findings = inspect.scan(archive, progress=progress)
-        if findings:
-            engine.discard(name)
-        inspect.require_clean(findings, name)
-        engine.admit(archive, progress)
-        if oci is not None:
-            engine.layout(archive, name, oci)
-    return built
+    proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
+    with scratch.folder() as private:
+        archive = private / "image.tar"
+        given = machine.gather(loaded, private, environ)
+        made = context.write(
+            private / "context",
+            loaded.spec,
+            lock,
+            manifest=manifest,
+            wheelhouse=given.wheelhouse,
+            link=backend.capabilities.copy_link,
+        )
+        # buildx sends what differs, in size or time, from the last folder of the same name; all times here are the same.
+        folder = made.folder.rename(made.folder.with_name(f"context-{made.digest}"))
+        caches, platforms = (tuple(cache_from), cache_to), image.platforms
+        options = Options(given.secrets, image.build_network, no_cache, pinned_base, platforms, *caches, given.environ)
+        built = backends.build(
+            backend, folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
+        )
+        with admission.forgotten_if_refused(backend, built):
+            for platform in built.platforms or ("",):
+                inspect.require_clean(inspect.scan(archive, platform=platform, progress=progress), name)
+            admission.admit(backend, archive, built, proof=proof, layout=oci, progress=progress)
+        return registry.push(backend, built, progress) if push else built
 
 
 def bake_volume(plan: BakePlan, *, progress: Progress = QUIET) -> DataVolume:

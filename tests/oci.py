@@ -19,10 +19,10 @@ PROGRAMS = ("sh", "id", "cat", "true", "sleep")
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",
                  entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False,
-                 whiteout: bool = False) -> str:  # fmt: skip
+                 whiteout: bool = False, history: bool = False) -> str:  # fmt: skip
     """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed.
 
-    whiteout: the second layer removes /bin/true and replaces /opt/base.
+    whiteout: the second layer removes /bin/true and replaces /opt/base.  history: an entry per layer, as buildah wants it.
     """
     folder.mkdir(parents=True)
     marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
@@ -36,6 +36,8 @@ def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1"
     diff_ids = ["sha256:" + hashlib.sha256(raw).hexdigest() for raw in layers]
     inner = {"User": user, "Entrypoint": list(entrypoint), "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]}
     config = {"os": "linux", "architecture": arch, "config": inner, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    if history:
+        config["history"] = [{"created_by": "test"} for _ in layers]
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",

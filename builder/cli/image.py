@@ -112,7 +112,6 @@ def _archive(image: str, work: Path) -> Path:
 
     if Path(image).exists():
         return Path(image)
-    engine.find()
     archive = work / "image.tar"
     engine.save(image, archive)
     return archive

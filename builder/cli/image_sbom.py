@@ -58,7 +58,6 @@ def _find(image: str, work: Path) -> tuple[Path, str]:
     place = Path(image)
     if place.is_file() or (place / "index.json").is_file():
         return place, ""
-    engine.find()
     folder = work / "oci"
     engine.export_oci(image, folder)
     return folder, image

@@ -50,6 +50,12 @@ def _chunk(value: int) -> int:
     return value
 
 
+def _once(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("names one twice")
+    return value
+
+
 _SIZE_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(B|[kMGT]B|[KMGT]iB)$"}
 _TIME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h)$"}
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra=lambda s: _become(s, _SIZE_SCHEMA))]
@@ -195,6 +201,8 @@ class Image(Section):
     """The inference engine."""
     python: Annotated[str, Field(pattern=r"^3\.\d+$")] = "3.11"
     """Python of the image, in quotes: "3.12"."""
+    platforms: Annotated[tuple[Literal["linux/amd64", "linux/arm64"], ...], AfterValidator(_once)] = ()
+    """Platforms of the image, in one index where there are several; [] is that of the machine that builds."""
     cuda: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?)$")] = "none"
     """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
     gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()

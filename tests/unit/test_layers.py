@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfer": {"", "errors", "format", "transfer"},
     "runtime": {"", "errors", "format", "transfer", "runtime"},
     "config": BASE | {"format", "config"},
-    "doctor": BASE | {"stores"},
+    "doctor": BASE | {"stores", "image"},
     "render": BASE | {"format", "render"},
     "models": BASE | {"format", "transfer", "models"},
     "stores": BASE | {"format", "transfer", "stores"},

@@ -20,9 +20,10 @@ from builder.cli.build import command as build_command
 from builder.cli.image import command as image_command
 from builder.config import lock
 from builder.config.load import Loaded, load
-from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
-from builder.image import context, engine, inspect, machine
-from builder.image.engine import Backend, BuiltImage, Options
+from builder.errors import BuilderError, ClaimError, ConfigError
+from builder.image import backends, context, engine, inspect, machine
+from builder.image.backends.base import Options
+from builder.image.built import BuiltImage
 from builder.pipeline import build_image
 
 pytestmark = pytest.mark.docker
@@ -187,8 +188,13 @@ def test_a_failed_smoke_test_fails_the_build_and_leaves_no_image(demo: Demo, tmp
     given = machine.gather(demo.loaded, tmp_path)
     tag = demo.built.reference + "-broken"
     with pytest.raises(BuilderError, match=r"(?s)failed in step smoke 1/1.*the runtime cannot start"):
-        engine.build(
-            made.folder, reference=tag, base="debian:bookworm-slim", archive=tmp_path / "i.tar", options=Options(given.secrets)
+        backends.build(
+            backends.find(),
+            made.folder,
+            reference=tag,
+            base="debian:bookworm-slim",
+            archive=tmp_path / "i.tar",
+            options=Options(given.secrets),
         )
     assert tag not in docker("images", "--format", "{{.Repository}}:{{.Tag}}")
 
@@ -210,19 +216,3 @@ def test_a_closed_network_builds_from_the_wheelhouse_alone(demo: Demo, tmp_path:
     with pytest.raises(BuilderError, match=r"(?s)failed in step wheels 3/3.*xllamacpp") as caught:
         build_image(loaded, tag=demo.built.reference + "-closed")
     assert "image.wheelhouse" in caught.value.hint
-
-
-def test_without_buildx_the_engine_itself_builds(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "find", lambda: Backend("20.10.24", buildx=False, containerd=False))
-    built = build_image(demo.loaded, tag=demo.built.reference + "-classic")
-    try:
-        assert inside(built.reference, "id", "-u").strip() == "10001"
-        with pytest.raises(CapabilityError, match="without their registry digests"):
-            engine.export_oci(built.reference, tmp_path / "oci")
-    finally:
-        docker("rmi", "-f", built.reference)
-
-
-def test_a_base_image_that_is_nowhere(docker_engine: str) -> None:
-    with pytest.raises(CapabilityError, match="base image debian:bookworm-none is not here and cannot be pulled"):
-        engine.base_digest("debian:bookworm-none")

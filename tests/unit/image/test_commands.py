@@ -66,7 +66,9 @@ def test_build_without_docker_exits_4_with_the_command_that_installs_it(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert call("build", "-f", str(folder / "builder.yaml"), "--format", "json") == 4
     captured = capfd.readouterr()
-    assert json.loads(captured.out)["error"]["hint"] == "install Docker 26 or newer with buildx (in a checkout: make engine)"
+    assert json.loads(captured.out)["error"]["hint"] == (
+        "install Docker 26 or newer with buildx (in a checkout: make engine), or buildah"
+    )
     assert "make engine" in captured.err
     assert not (folder / "builder.lock").exists()
 
