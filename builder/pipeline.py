@@ -261,7 +261,10 @@ def build_image(
     cache_from: Sequence[str] = (),
     cache_to: str = "",
     oci: Path | None = None,
+    attest: Path | None = None,
     push: bool = False,
+    sign: str | None = None,
+    memory: Path | None = None,
     environ: Mapping[str, str] | None = None,
     progress: Progress = QUIET,
 ) -> BuiltImage:
@@ -269,40 +272,46 @@ def build_image(
 
     tag: another reference than the description's.  pinned_base: digest that the base image must have.
     cache_from, cache_to: folders or repositories with a build's cache.
-    oci: a new or empty folder for the same image as an OCI layout, for a bake.  push: also to its registry.
+    oci: a new or empty folder for the same image as an OCI layout, for a bake.  attest: folder for SBOM and provenance.
+    push: also to its registry.  sign: cosign's key for what was pushed, "" for its keyless way.
+    memory: folder for notes on what was built; an image of the same inputs is then not built again.
     environ: variables that image.index names.
     It has its name, its layout and its place in the registry only after the scan and its own `verify` have passed.
     """
-    from builder.image import admission, backends, context, inspect, lint, machine, registry, scratch
+    from builder.image import admission, backends, context, lint, machine, registry, scratch, standing
+    from builder.image import attest as documents
     from builder.image.backends.base import Options
 
     image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
-    faults = lint.lint(render_image(loaded, manifest), path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs)
-    lint.require_clean(faults)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
+    described = attest is not None or sign is not None
     with scratch.folder() as private:
-        archive = private / "image.tar"
         given = machine.gather(loaded, private, environ)
-        made = context.write(
-            private / "context",
-            loaded.spec,
-            lock,
-            manifest=manifest,
-            wheelhouse=given.wheelhouse,
-            link=backend.capabilities.copy_link,
-        )
-        # buildx sends what differs, in size or time, from the last folder of the same name; all times here are the same.
-        folder = made.folder.rename(made.folder.with_name(f"context-{made.digest}"))
-        caches, platforms = (tuple(cache_from), cache_to), image.platforms
-        options = Options(given.secrets, image.build_network, no_cache, pinned_base, platforms, *caches, given.environ)
+        link, archive = backend.capabilities.copy_link, private / "image.tar"
+        made = context.write(private / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse, link=link)
+        text = (made.folder / "Dockerfile").read_text()
+        lint.require_clean(lint.lint(text, path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs))
+        note = standing.key(made.digest, name, backend.base_digest(image.base), backend)
+        alike = None if no_cache or oci or described else standing.recall(memory, note, backend)
+        if alike is not None:
+            admission.prove(backend, alike, proof, private, progress)
+            return registry.push(backend, alike, progress) if push else alike
+        caches, began = (tuple(cache_from), cache_to), documents.now()
+        options = Options(given.secrets, image.build_network, no_cache, pinned_base, image.platforms, *caches, given.environ)
         built = backends.build(
-            backend, folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
+            backend, made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
         )
         with admission.forgotten_if_refused(backend, built):
-            for platform in built.platforms or ("",):
-                inspect.require_clean(inspect.scan(archive, platform=platform, progress=progress), name)
+            admission.examine(archive, built, budget=loaded.spec.verify.budget.image_size, progress=progress)
+            about = documents.of_build(archive, built, loaded.spec, lock, made.digest, manifest, began) if described else None
             admission.admit(backend, archive, built, proof=proof, layout=oci, progress=progress)
-        return registry.push(backend, built, progress) if push else built
+    standing.remember(memory, note, built)
+    if about is not None and attest is not None:
+        about.write(attest)
+    built = registry.push(backend, built, progress) if push else built
+    if about is not None and sign is not None:
+        documents.sign(built, sign, about, environ)
+    return built
 
 
 def bake_volume(plan: BakePlan, *, progress: Progress = QUIET) -> DataVolume:

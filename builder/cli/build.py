@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from builder import units
-from builder.cli.common import Session, file_option, options
+from builder.cli.common import Session, cache_folder, file_option, options
 from builder.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @click.option("--cache-from", metavar="PLACE", multiple=True, help="Take steps from this cache: a ./folder or a repository.")
 @click.option("--cache-to", metavar="PLACE", default="", help="Keep every step's result there: a ./folder or a repository.")
 @click.option("--oci", type=click.Path(path_type=Path), default=None, help="Also write an OCI layout here, for `builder bake`.")
+@click.option("--attest", type=click.Path(path_type=Path), help="Write SBOM and provenance into this folder.")
+@click.option("--sign", metavar="KEY", default=None, help="Sign what is pushed with cosign: a key file, a KMS URI, or keyless.")
 @click.option("--update-base", is_flag=True, help="Accept another base image than builder.lock pins.")
 def command(
     session: Session,
@@ -37,6 +39,8 @@ def command(
     cache_from: tuple[str, ...],
     cache_to: str,
     oci: Path | None,
+    attest: Path | None,
+    sign: str | None,
     update_base: bool,
 ) -> None:
     """Build the serving image; name it, and push it if asked, only if it holds no secret and no weights, and proves itself.
@@ -47,6 +51,8 @@ def command(
     from builder import pipeline
     from builder.config import lock
 
+    if sign is not None and not push:
+        raise ConfigError("--sign: signs an image in its registry", hint="add --push")
     loaded = session.load(file)
     manifest = str(lock.section(loaded.lock_path, "weights").get("manifest", ""))
     if oci is not None:
@@ -62,7 +68,10 @@ def command(
         cache_from=cache_from,
         cache_to=cache_to,
         oci=oci,
+        attest=attest,
         push=push,
+        sign="" if sign == "keyless" else sign,
+        memory=cache_folder("images"),
         environ=os.environ,
         progress=session.progress,
     )
@@ -87,6 +96,7 @@ def _locked(built: BuiltImage) -> dict[str, str]:
 def _human(built: BuiltImage) -> str:
     lines = [f"{built.reference}  {built.digest or built.id}"]
     size = f"{units.format_size(built.size)} in {len(built.layers)} layers"
-    lines.append(f"{size}, {units.format_seconds(built.seconds)}, {built.backend.name if built.backend else ''}")
+    how = "unchanged, not built again" if built.unchanged else units.format_seconds(built.seconds)
+    lines.append(f"{size}, {how}, {built.backend.name if built.backend else ''}")
     lines += [f"{name}  {digest}" for name, digest in built.platforms.items()]
     return "\n".join([*lines, *([f"pushed  {built.pushed}"] if built.pushed else [])])

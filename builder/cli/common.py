@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from builder.config.load import Loaded
 
 P = ParamSpec("P")
+
+
+def cache_folder(name: str) -> Path | None:
+    """Where something is kept from one run to the next, as the XDG Base Directory Specification has it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "builder" / name
+    except RuntimeError:  # no home
+        return None
 
 
 @dataclass

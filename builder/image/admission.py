@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
-from builder.image import engine, oci
+from builder.image import engine, inspect, oci
 from builder.image.backends.base import Backend
 from builder.image.built import BuiltImage
 from builder.progress import NoProgress, Progress, step
@@ -58,13 +58,29 @@ def admit(
     progress = progress or NoProgress()
     with step(progress, "image: load into the engine"):
         backend.load(archive, built)
-    if proof is not None:
-        with step(progress, "image: run its verify script"):
-            _prove(backend, built, proof, archive.parent)
+    prove(backend, built, proof, archive.parent, progress)
     if layout is not None:
         engine.require_digests(backend.capabilities)
         oci.write_layout(archive, built.reference, layout)
     backend.tag(built)
+
+
+def examine(archive: Path, built: BuiltImage, *, budget: int | None, progress: Progress | None = None) -> None:
+    """No secret and no weights in it, for any platform (ClaimError, exit 7), nor more bytes than `budget` (exit 6)."""
+    for platform in built.platforms or ("",):
+        inspect.require_clean(
+            inspect.scan_image(archive, built.reference, platform=platform, progress=progress).findings, built.reference
+        )
+    known = built.backend is not None and built.backend.archives and built.size <= (budget or 0)
+    if budget and not known:  # an engine without a containerd store tells unpacked bytes
+        inspect.require_budget(inspect.report(archive, built.reference, progress=progress), budget)
+
+
+def prove(backend: Backend, built: BuiltImage, proof: Path | None, private: Path, progress: Progress | None = None) -> None:
+    """Run the script `proof`, if there is one, inside the image. private: a folder for what is mounted."""
+    if proof is not None:
+        with step(progress or NoProgress(), "image: run its verify script"):
+            _prove(backend, built, proof, private)
 
 
 def _prove(backend: Backend, built: BuiltImage, proof: Path, private: Path) -> None:

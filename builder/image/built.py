@@ -49,6 +49,7 @@ class BuiltImage:
     size: compressed bytes of all layers where there is a manifest, else unpacked; layers: their digests, base first; both
     of the machine's own platform where there are several. platforms: each one's manifest digest, if there are several.
     base_digest: of the parent image. backend: what built it. pushed: the digest that the registry shows, "" if not pushed.
+    unchanged: it was there already, made of the same inputs.
     """
 
     reference: str
@@ -62,6 +63,7 @@ class BuiltImage:
     backend: Capabilities | None = None
     pushed: str = ""
     seconds: float = 0.0
+    unchanged: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +77,7 @@ class BuiltImage:
             "backend": self.backend.to_json() if self.backend else None,
             "reproducible": self.backend.reproducible if self.backend else None,
             "pushed": self.pushed,
+            "unchanged": self.unchanged,
             "seconds": round(self.seconds, 2),
         }
 

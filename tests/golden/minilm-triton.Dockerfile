@@ -3,60 +3,60 @@
 
 # base: Python with its whole standard library, certificates, the engine's system libraries, the user.
 FROM debian:bookworm-slim AS base
-RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
-    --mount=type=bind,source=steps/python,target=/steps/python \
-    --mount=type=bind,source=steps/user,target=/steps/user \
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
+    --mount=type=bind,source=steps/python,target=/run/steps/python \
+    --mount=type=bind,source=steps/user,target=/run/steps/user \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
-    sh /steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
- && sh /steps/python 3.11 \
- && sh /steps/user
+    sh /run/steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
+ && sh /run/steps/python 3.11 \
+ && sh /run/steps/user
 
 # resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
 FROM base AS resolve
-RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
-    sh /steps/apt binutils python3-venv \
+    sh /run/steps/apt binutils python3-venv \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/venv \
  && find /opt/venv ! -type d >/opt/venv.list
 
 # wheels, trim, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
 FROM resolve AS wheels-runtime
-RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
-    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
-    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
-    --mount=type=bind,source=requirements/runtime.txt,target=/requirements.txt \
-    --mount=type=bind,source=wheelhouse/runtime,target=/wheelhouse \
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=requirements/runtime.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/runtime,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
-    sh /steps/wheels index /requirements.txt \
- && /opt/venv/bin/python /steps/trim.py runtime 1
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py runtime 1
 FROM resolve AS wheels-deps
-RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
-    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
-    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
-    --mount=type=bind,source=requirements/deps.txt,target=/requirements.txt \
-    --mount=type=bind,source=wheelhouse/deps,target=/wheelhouse \
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=requirements/deps.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/deps,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
-    sh /steps/wheels index /requirements.txt \
- && /opt/venv/bin/python /steps/trim.py deps 1
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py deps 1
 FROM resolve AS wheels-engine
-RUN --mount=type=bind,source=steps/wheels,target=/steps/wheels \
-    --mount=type=bind,source=steps/trim.py,target=/steps/trim.py \
-    --mount=type=bind,source=steps/trim.json,target=/steps/trim.json \
-    --mount=type=bind,source=requirements/engine.txt,target=/requirements.txt \
-    --mount=type=bind,source=wheelhouse/engine,target=/wheelhouse \
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=requirements/engine.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/engine,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
-    sh /steps/wheels index /requirements.txt \
- && /opt/venv/bin/python /steps/trim.py engine 1
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py engine 1
 
 # system: libraries of the system that only this engine needs.
 FROM base AS system
-RUN --mount=type=bind,source=steps/apt,target=/steps/apt \
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
     --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
-    sh /steps/apt libpython3.11
+    sh /run/steps/apt libpython3.11
 
 # libraries: every layer, in the order of how seldom it changes.
 FROM system AS libraries
@@ -66,8 +66,8 @@ COPY --link --from=wheels-engine /out/1/ /
 
 # pyc: bytecode of what a start imports.
 FROM libraries AS pyc
-RUN --mount=type=bind,source=steps/pyc.py,target=/steps/pyc.py \
-    ["/opt/venv/bin/python", "/steps/pyc.py", "315532800", "numpy", "pytriton"]
+RUN --mount=type=bind,source=steps/pyc.py,target=/run/steps/pyc.py \
+    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "numpy", "pytriton"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped
@@ -111,8 +111,8 @@ WORKDIR /home/app
 # smoke: as the user of the final image, import the engine and the runtime. Fails the build, and the last stage needs its report.
 FROM runtime AS smoke
 USER 10001:0
-RUN --mount=type=bind,source=steps/smoke.py,target=/steps/smoke.py \
-    ["/opt/venv/bin/python", "/steps/smoke.py", "/tmp/smoke.json", "numpy", "pytriton"]
+RUN --mount=type=bind,source=steps/smoke.py,target=/run/steps/smoke.py \
+    ["/opt/venv/bin/python", "/run/steps/smoke.py", "/tmp/smoke.json", "numpy", "pytriton"]
 
 # final: what is pushed.
 FROM runtime AS final

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from builder import units
-from builder.cli.common import table
+from builder.cli.common import cache_folder, table
 from builder.cli.weights.inputs import Inputs, source_options, store_options
-from builder.cli.weights.push import chunk_size_option, default_name, index_folder
+from builder.cli.weights.push import chunk_size_option, default_name
 from builder.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _with_source(
         name=ref.partition("@")[0],
         chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
         memory=inputs.memory,
-        index=index_folder(),
+        index=cache_folder("index"),
         token=asked.token,
         dry_run=True,
         progress=inputs.session.progress,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import click
 
 from builder import units
+from builder.cli.common import cache_folder
 from builder.cli.weights.inputs import Inputs, engine_option, source_options, store_options
 from builder.errors import ConfigError
 from builder.format.manifest import NAME
@@ -74,7 +74,7 @@ def command(
             name=name or (spec.name if spec else default_name(asked.ref.source)),
             chunk_bytes=chunk_size or (spec.weights.chunk_bytes if spec else split.TARGET_BYTES),
             memory=inputs.memory,
-            index=index_folder(),
+            index=cache_folder("index"),
             token=asked.token,
             plain=plain or bool(spec and "plain" in spec.weights.publish),
             dry_run=dry_run,
@@ -92,15 +92,6 @@ def command(
         f"{report.reused_chunks} already there, in {units.format_seconds(report.seconds)}{rate}",
         failed,
     )
-
-
-def index_folder() -> Path | None:
-    """Where digests of files are kept from one push to the next, as the XDG Base Directory Specification has it."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "builder" / "index"
-    except RuntimeError:  # no home
-        return None
 
 
 def default_name(source: str) -> str:

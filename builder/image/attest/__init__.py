@@ -9,7 +9,10 @@ signing.sign(reference_with_digest, key, sbom=found.sbom, provenance=found.prove
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
     from builder.config.spec import Spec
     from builder.image.attest.inventory import Mismatch
     from builder.image.attest.provenance import Run
+    from builder.image.built import BuiltImage
     from builder.image.lock import Lock
 
-__all__ = ["Attestations", "Image", "describe", "parse", "require_match"]
+__all__ = ["Attestations", "Image", "describe", "now", "of_build", "parse", "require_match", "sign"]
 
 SBOM = "sbom.cdx.json"
 PROVENANCE = "provenance.intoto.json"
@@ -103,6 +107,43 @@ def describe(
         unowned=len(found.unowned),
         mismatches=inventory.compare(found, lock) if lock else (),
     )
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def of_build(
+    archive: Path, built: BuiltImage, spec: Spec, lock: Lock, context_digest: str, manifest: str, began: datetime
+) -> Attestations:
+    """What `describe` says of an image just built. Raises ClaimError (exit 7) if its wheels are not those of the lock."""
+    from builder.image.attest.provenance import Run
+
+    can = built.backend
+    run = Run(f"urn:uuid:{uuid.uuid4()}", began, now(), {can.name: can.version} if can else {})
+    found = describe(
+        archive,
+        built.reference,
+        base=built.base,
+        base_digest=built.base_digest,
+        lock=lock,
+        spec=spec,
+        context_digest=context_digest,
+        manifest=manifest,
+        run=run,
+    )
+    if spec.image.final != "dev":  # which has a pip of its own
+        require_match(found.mismatches, built.reference)
+    return found
+
+
+def sign(built: BuiltImage, key: str, about: Attestations, environ: Mapping[str, str] | None) -> None:
+    """cosign's signature and attestations for what was pushed. See `signing.sign`."""
+    from builder.image.attest import signing
+
+    named = parse(built.reference)
+    reference = f"{named.repository}@{built.pushed or built.digest}"
+    signing.sign(reference, key, sbom=about.sbom, provenance=about.provenance, environment=environ)
 
 
 def require_match(mismatches: tuple[Mismatch, ...], reference: str) -> None:

@@ -278,8 +278,8 @@ def test_combination_without_a_recipe(changes: dict[str, Any], message: str) -> 
 
 def test_closed_network_never_asks_an_index() -> None:
     text = dockerfile(spec(image="index: false"))
-    assert text.count("sh /steps/wheels no-index ") == 3
-    assert "sh /steps/wheels index" not in text
+    assert text.count("sh /run/steps/wheels no-index ") == 3
+    assert "sh /run/steps/wheels index" not in text
 
 
 def test_an_official_python_base_gets_no_second_python() -> None:
