@@ -39,8 +39,8 @@ def report(path: Path, reference: str, *, platform: str = "", depth: int = 2, pr
             progress.done(task)
         config = image.config.get("config") or {}
     labels = {str(name): public_line(str(value), PUBLIC) for name, value in (config.get("Labels") or {}).items()}
-    count = _Count(contents, Owners(depth, labels.get("builder.engine", "").partition("==")[0].lower()))
-    installed, dropped = _install(contents, count.gone)
+    count = _Count(contents, Owners(depth, _engine(contents)))
+    installed, dropped = _install(contents, count.gone, compiles=labels.get("builder.jit") == "on")
     return ImageReport(
         reference=reference,
         digest=image.digest,
@@ -117,8 +117,20 @@ class _Count:
         return [replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC)) for one in largest]
 
 
-def _install(contents: Sequence[Contents], gone: set[tuple[int, int]]) -> tuple[tuple[Installed, ...], tuple[Dropped, ...]]:
-    """The builder's own records of what it installed and left out: opt/builder/layers/LAYER.json, one per layer."""
+def _engine(contents: Sequence[Contents]) -> frozenset[str]:
+    """The wheels of the layer `engine`, by the builder's own record of it."""
+    data = (body for one in contents for path, body in one.records.items() if path == f"{files.INSTALLED}engine.json")
+    found = next((_record(f"{files.INSTALLED}engine.json", body) for body in data if body), None)
+    return frozenset(found["packages"]) if found else frozenset()
+
+
+def _install(
+    contents: Sequence[Contents], gone: set[tuple[int, int]], *, compiles: bool
+) -> tuple[tuple[Installed, ...], tuple[Dropped, ...]]:
+    """The builder's own records of what it installed and left out: opt/builder/layers/LAYER.json, one per layer.
+
+    compiles: what only a compiler reads is in a layer of its own; else it was left out too.
+    """
     installed, dropped = [], []
     for number, one in enumerate(contents):
         for index, entry in enumerate(one.entries):
@@ -126,8 +138,12 @@ def _install(contents: Sequence[Contents], gone: set[tuple[int, int]]) -> tuple[
             if data and (number, index) not in gone:
                 raw = _record(entry.path, data)
                 layer = str(raw.get("layer", ""))
-                installed += [_installed(layer, name, row) for name, row in raw["packages"].items()]
-                dropped += [_dropped(row) for row in raw["dropped"]]
+                aside = [_dropped(row) for row in raw.get("toolkit", ())]
+                back = {row.package: 0 for row in aside}
+                for row in aside if compiles else ():
+                    back[row.package] += row.size
+                installed += [_installed(layer, name, row, back.get(name, 0)) for name, row in raw["packages"].items()]
+                dropped += [_dropped(row) for row in raw["dropped"]] + ([] if compiles else aside)
     return (
         tuple(sorted(installed, key=lambda row: (-row.installed, row.package))),
         tuple(sorted(dropped, key=lambda row: (-row.size, row.package, row.cause))),
@@ -139,17 +155,16 @@ def _record(path: str, data: bytes) -> dict[str, Any]:
         raw = json.loads(data)
         if not isinstance(raw, dict) or not isinstance(raw["packages"], dict) or not isinstance(raw["dropped"], list):
             raise TypeError("expected packages and dropped")
-        for row in (*raw["packages"].values(), *raw["dropped"]):
+        for row in (*raw["packages"].values(), *raw["dropped"], *raw.get("toolkit", ())):
             int(row.get("bytes", 0)), int(row.get("installed_bytes", 0)), int(row.get("kept_bytes", 0))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise IntegrityError(f"/{path}: not a record of a layer: {exc}", hint="was it written by `builder build`?") from exc
     return raw
 
 
-def _installed(layer: str, name: str, row: dict[str, Any]) -> Installed:
-    return Installed(
-        name, str(row.get("version", "")), layer, int(row.get("installed_bytes", 0)), int(row.get("kept_bytes", 0))
-    )
+def _installed(layer: str, name: str, row: dict[str, Any], aside: int) -> Installed:
+    kept = int(row.get("kept_bytes", 0)) + aside
+    return Installed(name, str(row.get("version", "")), layer, int(row.get("installed_bytes", 0)), kept)
 
 
 def _dropped(row: dict[str, Any]) -> Dropped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import posixpath
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 RECORDS = re.compile(
@@ -44,7 +45,7 @@ class Owner:
 class Owners:
     """Learns from the records of package managers, in the order of the layers; then answers for any path."""
 
-    def __init__(self, depth: int = 2, engine: str = "") -> None:
+    def __init__(self, depth: int = 2, engine: Collection[str] = ()) -> None:
         self.depth = depth
         self.engine = engine
         self._owners: dict[str, Owner] = {}
@@ -112,7 +113,7 @@ class Owners:
     def _wheel(self, name: str) -> str:
         if name in ("pip", "setuptools", "wheel"):
             return PYTHON
-        if name == self.engine or _ENGINES.fullmatch(name):
+        if name in self.engine or _ENGINES.fullmatch(name):
             return ENGINE
         return NVIDIA if _NVIDIA.fullmatch(name) else TORCH if _TORCH.fullmatch(name) else LIBRARIES
 

@@ -62,10 +62,10 @@ def test_depth_names_what_no_package_owns(depth: int, name: str) -> None:
     assert owners(depth=depth).owner("srv/a/b/file").package == name
 
 
-def test_the_engine_of_the_label_is_the_engine() -> None:
+def test_a_wheel_of_the_engines_layer_is_the_engine() -> None:
     path = f"{SITE}/mine/a.py"
     assert owners().cause(path, owners().owner(path)) == "python packages"
-    assert owners(engine="mine").cause(path, owners().owner(path)) == "engine"
+    assert owners(engine=["mine"]).cause(path, owners().owner(path)) == "engine"
 
 
 def test_a_later_record_replaces_an_earlier_one() -> None:

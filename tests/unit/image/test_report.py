@@ -205,3 +205,18 @@ def test_the_command_gates(tmp_path: Path) -> None:
 def test_the_command_writes_a_page(tmp_path: Path) -> None:
     assert run(str(made(tmp_path / "i.tar")), "--html", str(tmp_path / "p.html")).exit_code == 0
     assert (tmp_path / "p.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("jit", ["on", "off"])
+def test_what_only_a_compiler_reads_is_left_out_or_kept_by_what_the_label_says(jit: str, tmp_path: Path) -> None:
+    record = {
+        "layer": "engine",
+        "packages": {"mine": {"version": "1", "installed_bytes": 100, "kept_bytes": 60, "files": 1}},
+        "dropped": [{"package": "mine", "cause": "tests", "bytes": 10, "files": 1}],
+        "toolkit": [{"package": "mine", "cause": "headers", "bytes": 30, "files": 2}],
+    }
+    body = {"opt/builder/layers/engine.json": json.dumps(record).encode()}
+    path = image(tmp_path / "i.tar", body, config={"config": {"Labels": {"builder.jit": jit}}})
+    found = report(path, "i")
+    assert {row.cause: row.size for row in found.dropped} == {"tests": 10} | ({} if jit == "on" else {"headers": 30})
+    assert [row.kept for row in found.installed] == [90 if jit == "on" else 60]
