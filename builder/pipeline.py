@@ -284,25 +284,34 @@ def build_image(
 
     image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
-    described = attest is not None or sign is not None
+    described = documents.prepare(attest, sign)
     with scratch.folder() as private:
         given = machine.gather(loaded, private, environ)
         link, archive = backend.capabilities.copy_link, private / "image.tar"
         made = context.write(private / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse, link=link)
         text = (made.folder / "Dockerfile").read_text()
         lint.require_clean(lint.lint(text, path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs))
-        note = standing.key(made.digest, name, backend.base_digest(image.base), backend)
-        alike = None if no_cache or oci or described else standing.recall(memory, note, backend)
+        began, limit = documents.now(), loaded.spec.verify.budget.image_size
+        options = Options(
+            given.secrets,
+            image.build_network,
+            no_cache,
+            pinned_base,
+            platforms=image.platforms,
+            cache_from=tuple(cache_from),
+            cache_to=cache_to,
+            environ=given.environ,
+        )
+        note = standing.key(made.digest, name, backends.checked_base(backend, image.base, pinned_base), backend)
+        alike = None if no_cache or oci or described or cache_to else standing.recall(memory, note, backend, limit)
         if alike is not None:
             admission.prove(backend, alike, proof, private, progress)
             return registry.push(backend, alike, progress) if push else alike
-        caches, began = (tuple(cache_from), cache_to), documents.now()
-        options = Options(given.secrets, image.build_network, no_cache, pinned_base, image.platforms, *caches, given.environ)
         built = backends.build(
             backend, made.folder, reference=name, base=image.base, archive=archive, options=options, progress=progress
         )
         with admission.forgotten_if_refused(backend, built):
-            admission.examine(archive, built, budget=loaded.spec.verify.budget.image_size, progress=progress)
+            admission.examine(archive, built, budget=limit, secrets=given.told(), progress=progress)
             about = documents.of_build(archive, built, loaded.spec, lock, made.digest, manifest, began) if described else None
             admission.admit(backend, archive, built, proof=proof, layout=oci, progress=progress)
     standing.remember(memory, note, built)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
@@ -65,12 +65,16 @@ def admit(
     backend.tag(built)
 
 
-def examine(archive: Path, built: BuiltImage, *, budget: int | None, progress: Progress | None = None) -> None:
-    """No secret and no weights in it, for any platform (ClaimError, exit 7), nor more bytes than `budget` (exit 6)."""
+def examine(
+    archive: Path, built: BuiltImage, *, budget: int | None, secrets: Sequence[bytes] = (), progress: Progress | None = None
+) -> None:
+    """No secret and no weights in it, for any platform (ClaimError, exit 7), nor more bytes than `budget` (exit 6).
+
+    secrets: passwords that this build was given; whatever they look like, they are nowhere in it.
+    """
     for platform in built.platforms or ("",):
-        inspect.require_clean(
-            inspect.scan_image(archive, built.reference, platform=platform, progress=progress).findings, built.reference
-        )
+        found = inspect.scan_image(archive, built.reference, platform=platform, also=secrets, progress=progress)
+        inspect.require_clean(found.findings, built.reference)
     known = built.backend is not None and built.backend.archives and built.size <= (budget or 0)
     if budget and not known:  # an engine without a containerd store tells unpacked bytes
         inspect.require_budget(inspect.report(archive, built.reference, progress=progress), budget)
@@ -102,6 +106,6 @@ def _prove(backend: Backend, built: BuiltImage, proof: Path, private: Path) -> N
         odd = "; its interpreter is not in the image, or the engine could not start it" if done.returncode in NOT_FOUND else ""
         raise ClaimError(
             f"{reference}: {proof.name} failed inside the image with status {done.returncode}{odd}{lines}",
-            hint="the image has no name and was not pushed; mend the description, or the script",
+            hint="the image was not named anew, nor pushed; mend the description, or the script",
             where={"status": done.returncode},
         )

@@ -40,7 +40,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
     image, plan = spec.image, recipe(spec.image)
     python_image = bool(re.match(r"(.*/)?python:", image.base))  # the official image: its own Python, outside dpkg
     debian_python = () if python_image else ("libpython3-stdlib", "python3")
-    compiler = COMPILER if compiles(image) and image.final != "distroless" else ()
+    compiler = tuple(name for name in COMPILER if not (python_image and name == "libpython3-dev")) if compiles(image) else ()
     extra = sorted(name for name in plan.apt if not (python_image and name.startswith("libpython")))
     env = environment(spec, plan, manifest)
     labels = _labels(spec, plan, lock, manifest)
@@ -100,6 +100,11 @@ def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
         "BUILDER_CUDA": plan.min_driver_cuda,
         "BUILDER_JIT": "on" if compiles(spec.image) else "off",
     }
+    if spec.image.final == "distroless":  # one file, and no links by hash beside it
+        env["SSL_CERT_FILE"] = "/etc/ssl/certs/ca-certificates.crt"
+    if compiles(spec.image) and plan.min_driver_cuda:  # FlashInfer and nvcc's own profile look there
+        toolkit = f"/opt/venv/lib/python{spec.image.python}/site-packages/nvidia/cu{spec.image.cuda.split('.')[0]}"
+        env |= {"CUDA_HOME": toolkit, "PATH": f"{env['PATH']}:{toolkit}/bin"}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"} | plan.env
     env |= _store(spec)
     return env | {

@@ -47,7 +47,7 @@ def cut(
     layers += _pool("torch-deps", _small(others)) + _alone(others)
     rest = take(lambda w: True)
     layers += _alone(rest) + _packed("deps", _small(rest))
-    return (*layers, *_pool("engine", own))
+    return (*layers, *(_pool("engine", own) if len(own) == 1 else [*_alone(own), *_pool("engine", _small(own))]))
 
 
 def _small(wheels: Sequence[Wheel]) -> list[Wheel]:

@@ -151,7 +151,7 @@ def read(body: str, at: str) -> Lock:
             asks.append(line.removeprefix("# asks: "))
         elif line.startswith("# without: "):
             without.append(line.removeprefix("# without: "))
-        elif match := re.fullmatch(r"# layer: ([a-z][a-z0-9-]*)(?:, ([2-9]) parts)?", line):
+        elif match := re.fullmatch(r"# layer: ([a-z0-9][a-z0-9-]*)(?:, ([1-9][0-9]?) parts)?", line):
             layers.append((match[1], int(match[2] or 1), []))
         elif (match := _LINE.fullmatch(line)) and layers:
             layers[-1][2].append(_wheel(match))

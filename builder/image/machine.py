@@ -31,6 +31,9 @@ from builder.config.spec import Image, Index, TokenRef
 from builder.errors import ConfigError
 from builder.image.resolve import Places
 
+WITH_PASSWORDS = ("netrc", "apt_auth", "pip_conf")
+SHORTEST = 6
+"""Letters of a password that is searched for; a shorter one is in every image by chance."""
 PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 APT_SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 APT_AUTH = (Path("/etc/apt/auth.conf"), Path("/etc/apt/auth.conf.d"))
@@ -46,6 +49,14 @@ class Given:
     secrets: dict[str, Path]
     wheelhouse: Path | None
     environ: dict[str, str] = field(default_factory=dict)
+
+    def told(self) -> tuple[bytes, ...]:
+        """The passwords in the secrets, as they are: of netrc and apt's auth.conf, and of addresses in pip's settings."""
+        text = "\n".join(path.read_text(errors="replace") for name, path in self.secrets.items() if name in WITH_PASSWORDS)
+        found = re.findall(r"\bpassword\s+(?:\"((?:[^\"\\]|\\.)*)\"|(\S+))", text)
+        words = [re.sub(r"\\(.)", r"\1", quoted) or plain for quoted, plain in found]
+        words += [unquote(one) for one in re.findall(r"://[^/:@\s]*:([^@/\s]+)@", text)]
+        return tuple(sorted({word.encode() for word in words if len(word) >= SHORTEST}))
 
 
 def gather(loaded: Loaded, private: Path, environ: Mapping[str, str] | None = None) -> Given:

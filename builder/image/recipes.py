@@ -59,8 +59,14 @@ def recipe(image: Image) -> Recipe:
 
 
 def compiles(image: Image) -> bool:
-    """Whether the image carries a compiler: image.jit, else as the engine needs it."""
-    return recipe(image).jit if image.jit is None else image.jit
+    """Whether the image carries a compiler: image.jit, else as the engine needs it. Raises ConfigError for distroless."""
+    wanted = recipe(image).jit if image.jit is None else image.jit
+    if wanted and image.final == "distroless":
+        raise ConfigError(
+            f"image.final: distroless has no compiler, and {image.engine.name} compiles kernels at run time",
+            hint="set image.jit to off, and bring compiled kernels with a cache; or image.final to slim",
+        )
+    return wanted
 
 
 def _llama_cpp(image: Image) -> Recipe:
@@ -121,7 +127,7 @@ def _tensorrt_llm(image: Image) -> Recipe:
     return Recipe(
         (f"tensorrt-llm=={image.engine.version}",),
         engine=("tensorrt-llm", "tensorrt-cu13-libs", "tensorrt-cu12-libs"),
-        imports=("tensorrt_llm", "tensorrt_llm.commands.serve"),
+        imports=("torch", "transformers"),  # its own modules need libcuda.so.1, which no build has
         apt=("libopenmpi3",),
         min_driver_cuda=_driver(image),
     )

@@ -15,6 +15,7 @@ import ssl
 import sys
 import tempfile
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from packaging.utils import parse_wheel_filename
 from builder import process
 from builder.config.spec import Image, Spec
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
-from builder.image import layers
+from builder.image import layers, oci
 from builder.image.dockerfile import RUNTIME_PINS
 from builder.image.lock import Lock, Wheel, normal
 from builder.image.recipes import Recipe, names, recipe
@@ -60,7 +61,8 @@ def asks(spec: Spec) -> tuple[str, ...]:
 
 
 def platforms(image: Image) -> tuple[str, ...]:
-    return tuple(getattr(image, "platforms", ())) or ("linux/amd64",)
+    """image.platforms, else that of this machine."""
+    return image.platforms or (oci.own_platform(),)
 
 
 def resolve(spec: Spec, places: Places) -> Lock:
@@ -244,20 +246,53 @@ def _torch_closure(wheels: Sequence[Wheel], image: Image, places: Places) -> fro
 
 
 def _sizes(found: Sequence[_Found], environ: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of each wheel by URL: as the index says, else by asking for the file's header; 0 where it does not tell.
-
-    A wheel of unknown size never gets a layer of its own; nothing else depends on it.
-    """
-    opener, logins = _opener(environ), _logins(environ)
+    """Bytes of each wheel by URL: as the index says, else by asking for the file's header: sizes decide the layers."""
+    ask = _Web(environ)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        return dict(zip([one.url for one in found], pool.map(lambda one: _size(one, opener, logins), found), strict=True))
+        return dict(zip([one.url for one in found], pool.map(lambda one: one.size or ask.size(one), found), strict=True))
 
 
-def _opener(environ: Mapping[str, str]) -> urllib.request.OpenerDirector:
-    """Requests through the proxies and authorities that the resolver uses."""
-    proxies = {kind: environ[f"{kind}_proxy"] for kind in ("http", "https") if environ.get(f"{kind}_proxy")}
-    context = ssl.create_default_context(cafile=environ.get("SSL_CERT_FILE") or None)
-    return urllib.request.build_opener(urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context))
+class _Web:
+    """Requests by the proxies, authorities and logins that the resolver uses."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        told = {
+            kind: environ.get(f"{kind}_proxy") or environ.get(f"{kind.upper()}_PROXY", "") for kind in ("http", "https", "no")
+        }
+        self.proxies = {kind: value for kind, value in told.items() if value}
+        self.logins = _logins(environ)
+        secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=environ.get("SSL_CERT_FILE") or None))
+        through = urllib.request.ProxyHandler({kind: url for kind, url in self.proxies.items() if kind != "no"})
+        self.direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
+        self.proxied = urllib.request.build_opener(through, secure)
+
+    def size(self, one: _Found) -> int:
+        """Raises RemoteError where the server does not tell."""
+        parts = urlsplit(one.url)
+        host = parts.hostname or ""
+        try:
+            if parts.scheme == "file":
+                return Path(unquote(parts.path)).stat().st_size
+            near = urllib.request.proxy_bypass_environment(host, self.proxies)  # type: ignore[attr-defined]
+            opener, why = self.direct if near else self.proxied, ""
+            for method in ("HEAD", "GET"):  # some indexes know no HEAD; of a GET only the header is read
+                request = urllib.request.Request(one.url, method=method)
+                if login := self.logins.get(
+                    host
+                ):  # for this host alone: where it redirects to, another company perhaps, gets none
+                    request.add_unredirected_header("Authorization", login)
+                try:
+                    with opener.open(request, timeout=30) as answer:
+                        if size := int(answer.headers.get("Content-Length") or 0):
+                            return size
+                except urllib.error.HTTPError as exc:
+                    why = f": {exc.code} {exc.reason}"
+        except (OSError, ValueError) as exc:
+            why = f": {exc}"
+        raise RemoteError(
+            f"{one.name}=={one.version}: {host} does not tell the wheel's size{why}",
+            hint="try again; sizes decide the layers of an image, so a lock needs them",
+        )
 
 
 def _logins(environ: Mapping[str, str]) -> dict[str, str]:
@@ -268,18 +303,3 @@ def _logins(environ: Mapping[str, str]) -> dict[str, str]:
     except (OSError, netrc.NetrcParseError):
         return {}
     return {host: "Basic " + base64.b64encode(f"{told[0]}:{told[2]}".encode()).decode() for host, told in hosts.items()}
-
-
-def _size(one: _Found, opener: urllib.request.OpenerDirector, logins: Mapping[str, str]) -> int:
-    if one.size:
-        return one.size
-    parts = urlsplit(one.url)
-    try:
-        if parts.scheme == "file":
-            return Path(unquote(parts.path)).stat().st_size
-        login = logins.get(parts.hostname or "", "")
-        request = urllib.request.Request(one.url, method="HEAD", headers={"Authorization": login} if login else {})
-        with opener.open(request, timeout=30) as answer:
-            return int(answer.headers.get("Content-Length") or 0)
-    except (OSError, ValueError):
-        return 0

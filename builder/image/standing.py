@@ -39,8 +39,11 @@ def remember(memory: Path | None, name: str, built: BuiltImage) -> None:
         part.replace(memory / f"{name}.json")
 
 
-def recall(memory: Path | None, name: str, backend: Backend) -> BuiltImage | None:
-    """The image noted under `name`, if the engine has it under its reference, and it is the same one."""
+def recall(memory: Path | None, name: str, backend: Backend, limit: int | None = None) -> BuiltImage | None:
+    """The image noted under `name`, if the engine has it under its reference, and it is the same one.
+
+    limit: bytes that it may have; a larger one is built again, so that the budget says what is too large.
+    """
     if memory is None:
         return None
     try:
@@ -49,6 +52,6 @@ def recall(memory: Path | None, name: str, backend: Backend) -> BuiltImage | Non
     except (OSError, ValueError, TypeError, KeyError):
         return None
     here = backend.inspect(built.reference)
-    if here is None or here.id != built.id:
+    if here is None or here.id != built.id or (limit is not None and built.size > limit):
         return None
     return dataclasses.replace(built, backend=backend.capabilities, unchanged=True)

@@ -36,6 +36,12 @@ RULES = (
         ("**/tests", "torch/test", "transformers/testing_utils.py"),
         "run by the package's developers; nothing imports them",
     ),
+    Rule(
+        "CUDA's static archives",
+        ("nvidia/**/libcudart_static.a", "nvidia/**/libcudadevrt.a", "nvidia/**/libcufilt.a"),
+        "linked in by nvcc; there where the image compiles kernels at run time",
+        toolkit=True,
+    ),
     Rule("static archives", ("**/*.a", "**/*.lib"), "input of a linker; a process loads shared objects only"),
     Rule("interfaces", ("**/*.pyi", "**/*.pyx", "**/*.pxd"), "read by type checkers and by Cython, not by Python"),
     Rule(

@@ -68,7 +68,7 @@ COPY --link --from=wheels-engine /out/1/ /
 # pyc: bytecode of what a start imports.
 FROM libraries AS pyc
 RUN --mount=type=bind,source=steps/pyc.py,target=/run/steps/pyc.py \
-    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "tensorrt_llm", "tensorrt_llm.commands.serve"]
+    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "torch", "transformers"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped
@@ -116,7 +116,7 @@ WORKDIR /home/app
 FROM runtime AS smoke
 USER 10001:0
 RUN --mount=type=bind,source=steps/smoke.py,target=/run/steps/smoke.py \
-    ["/opt/venv/bin/python", "/run/steps/smoke.py", "/tmp/smoke.json", "tensorrt_llm", "tensorrt_llm.commands.serve"]
+    ["/opt/venv/bin/python", "/run/steps/smoke.py", "/tmp/smoke.json", "torch", "transformers"]
 
 # final: what is pushed.
 FROM runtime AS final

@@ -243,7 +243,7 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /ou
 FROM libraries AS runtime
 COPY --link --from=pyc /out/ /
 COPY --link --from=shipped /out/ /
-ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/venv/lib/python3.11/site-packages/nvidia/cu13/bin" \
     PYTHONPATH="/opt/builder" \
     PYTHONDONTWRITEBYTECODE="1" \
     PYTHONUNBUFFERED="1" \
@@ -258,6 +258,7 @@ ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     BUILDER_GPU_ARCHS="9.0" \
     BUILDER_CUDA="13.0" \
     BUILDER_JIT="on" \
+    CUDA_HOME="/opt/venv/lib/python3.11/site-packages/nvidia/cu13" \
     HF_HUB_OFFLINE="1" \
     HF_HUB_DISABLE_TELEMETRY="1" \
     DO_NOT_TRACK="1" \

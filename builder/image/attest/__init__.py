@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from builder.image.built import BuiltImage
     from builder.image.lock import Lock
 
-__all__ = ["Attestations", "Image", "describe", "now", "of_build", "parse", "require_match", "sign"]
+__all__ = ["Attestations", "Image", "describe", "now", "of_build", "parse", "prepare", "require_match", "sign"]
 
 SBOM = "sbom.cdx.json"
 PROVENANCE = "provenance.intoto.json"
@@ -107,6 +107,20 @@ def describe(
         unowned=len(found.unowned),
         mismatches=inventory.compare(found, lock) if lock else (),
     )
+
+
+def prepare(folder: Path | None, key: str | None) -> bool:
+    """Whether a build has to be described. What would fail after it fails now: a folder, a key, cosign."""
+    from builder.image.attest import signing
+
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise CapabilityError(f"{folder}: cannot be written: {exc.strerror}", hint="name another folder") from exc
+    if key is not None:
+        signing.require(key)
+    return folder is not None or key is not None
 
 
 def now() -> datetime:

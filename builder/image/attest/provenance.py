@@ -87,6 +87,9 @@ def description(spec: Spec) -> dict[str, Any]:
     for section, key in (("model", "source"), ("weights", "store"), ("image", "wheelhouse"), ("image", "ca_bundle")):
         found[section][key] = _place(found[section][key])
     found["weights"]["require_signature"] = [_place(one) for one in found["weights"]["require_signature"]]
+    for key in ("sources", "auth"):
+        if found["image"].get("apt"):
+            found["image"]["apt"][key] = _place(found["image"]["apt"][key])
     if urlsplit(found["weights"]["endpoint_url"] or "").hostname in LOOPBACK:
         found["weights"]["endpoint_url"] = LOCAL
     cleaned: dict[str, Any] = _clean(found)

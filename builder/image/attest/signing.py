@@ -80,6 +80,13 @@ def sign(
     return Signed(reference, kinds)
 
 
+def require(key: str) -> None:
+    """Raises ConfigError for a key that is not there, CapabilityError without cosign."""
+    _key(key)
+    if process.which("cosign") is None:
+        raise CapabilityError("cosign: program not found; it signs images", hint=HINT)
+
+
 def _key(key: str) -> list[str]:
     if not key:
         return []

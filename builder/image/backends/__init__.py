@@ -74,14 +74,9 @@ def build(
     """
     options, progress = options or Options(), progress or NoProgress()
     require(backend.capabilities, options)
-    parent = backend.base_digest(base)
-    if options.pinned_base and parent != options.pinned_base:
-        raise ConfigError(
-            f"base image {base} is {parent}; builder.lock pins {options.pinned_base}",
-            hint="pull the pinned one, or accept the new one with `builder build --update-base`",
-        )
+    parent = checked_base(backend, base, options.pinned_base)
     started = time.monotonic()
-    built = backend.build(folder, archive, options, progress)
+    built = backend.build(folder, archive, dataclasses.replace(options, base=(base, parent)), progress)
     return dataclasses.replace(
         built,
         reference=reference,
@@ -90,6 +85,17 @@ def build(
         backend=backend.capabilities,
         seconds=time.monotonic() - started,
     )
+
+
+def checked_base(backend: Backend, base: str, pinned: str) -> str:
+    """The digest of the base image. Raises ConfigError if it is another one than the pinned."""
+    parent = backend.base_digest(base)
+    if pinned and parent != pinned:
+        raise ConfigError(
+            f"base image {base} is {parent}; builder.lock pins {pinned}",
+            hint="pull the pinned one, or accept the new one with `builder build --update-base`",
+        )
+    return parent
 
 
 def require(can: Capabilities, options: Options) -> None:

@@ -30,6 +30,7 @@ class Options:
     """secrets: id to file. network: of RUN lines. no_cache: run every step again.
 
     pinned_base: digest that the base image must have, or "" where none is pinned yet.
+    base: name and digest of the base image as it was checked; the build takes exactly that one.
     platforms: such as linux/arm64; none: the machine's own.
     cache_from, cache_to: folders (with a slash in front, or ./) and references of repositories.
     environ: variables of the build's client, such as proxies; no passwords, everybody may read a command line.
@@ -39,6 +40,7 @@ class Options:
     network: str = "default"
     no_cache: bool = False
     pinned_base: str = ""
+    base: tuple[str, str] = ("", "")
     platforms: tuple[str, ...] = ()
     cache_from: tuple[str, ...] = ()
     cache_to: str = ""

@@ -82,7 +82,8 @@ class Buildx(Docker):
     def build(self, folder: Path, archive: Path, options: Options, progress: Progress) -> BuiltImage:
         if not self.capabilities.archives:
             return super().build(folder, archive, options, progress)
-        command = [*self._client(options), *arguments(options), *_caches(options), _output(archive), str(folder)]
+        command = [*self._client(options), *arguments(options), *_base(options), *_caches(options), _output(archive)]
+        command.append(str(folder))
         try:
             log.run(command, log.BuildKitLog(progress), places=self._places(archive))
         except BaseException:
@@ -106,6 +107,14 @@ def _output(archive: Path) -> str:
     """zstd for every layer, the base's too: nodes unpack it seven times as fast as gzip."""
     zstd = f"compression=zstd,compression-level={ZSTD_LEVEL},force-compression=true"
     return f"--output=type=oci,dest={archive},{zstd},rewrite-timestamp=true"
+
+
+def _base(options: Options) -> list[str]:
+    """The base by the digest that was checked. By its name alone BuildKit would ask the registry first, and take another."""
+    name, digest = options.base
+    if "@" in name or not digest.startswith("sha256:"):
+        return []
+    return [f"--build-context={name}=docker-image://{name}@{digest}"]
 
 
 def _caches(options: Options) -> list[str]:

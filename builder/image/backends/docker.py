@@ -65,8 +65,8 @@ def engine() -> Engine:
 def probe() -> Docker:
     """Raises CapabilityError that says why this back end cannot build here."""
     found = engine()
-    if number(found.server) < (18, 9):
-        raise CapabilityError(f"docker: engine {found.server} has no BuildKit; expected 18.09 or newer", hint=HINT)
+    if number(found.server) < (20, 10):  # RUN --mount and COPY --chmod without a syntax line
+        raise CapabilityError(f"docker: engine {found.server} is too old; expected 20.10 or newer", hint=HINT)
     if number(found.client) >= (23, 0):
         why = f"docker: program {found.client} has no BuildKit client of its own; from 23 on that is buildx"
         raise CapabilityError(why, hint="apt-get install docker-buildx, or your distribution's docker-buildx-plugin")

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(report: Path, modules: list[str]) -> None:
         probe = folder / ".smoke"
         probe.touch()
         probe.unlink()
+    found = ssl.get_default_verify_paths()  # a file, or a folder with a link by each certificate's hash
+    if not found.cafile and not (found.capath and any(Path(found.capath).glob("*.0"))):
+        sys.exit("smoke: Python finds no certificate authorities; weights could not be fetched over TLS")
     help_text = subprocess.run([sys.executable, "-m", "builder.runtime", "--help"], capture_output=True, text=True, check=False)
     if help_text.returncode or "serve" not in help_text.stdout:
         sys.exit(f"smoke: python -m builder.runtime --help exited {help_text.returncode}\n{help_text.stdout}{help_text.stderr}")

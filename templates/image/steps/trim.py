@@ -93,6 +93,7 @@ def main(layer: str, parts: int) -> None:
     strip(files)
     link_duplicates(files)
     split(files, parts)
+    for_linkers(files.site)
     note = OUT / "1/opt/builder/layers" / f"{layer}.json"
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(files.report(layer), indent=1, sort_keys=True) + "\n")
@@ -230,6 +231,21 @@ def split(files: Files, parts: int) -> None:
             move(path, OUT / str(part + 1))
     for name in ("toolkit", *range(1, parts + 1)):  # there for a COPY, even if this layer has none
         (OUT / str(name) / VENV.relative_to("/")).mkdir(parents=True, exist_ok=True)
+
+
+def for_linkers(site: Path) -> None:
+    """For nvcc and the linker: libX.so beside libX.so.N, and lib64, as a toolkit has them and the wheels do not."""
+    for part in sorted(OUT.glob("[0-9]*")):
+        base = part / site.relative_to("/") / "nvidia"
+        for library in sorted(base.glob("cu[0-9]*/lib/lib*.so.*")):
+            folder = OUT / "toolkit" / library.parent.relative_to(part)
+            folder.mkdir(parents=True, exist_ok=True)
+            plain = folder / (library.name.split(".so.")[0] + ".so")
+            if not plain.is_symlink():
+                plain.symlink_to(library.name)
+            wide = folder.with_name("lib64")
+            if not wide.is_symlink():
+                wide.symlink_to("lib")
 
 
 def move(path: Path, root: Path) -> None:

@@ -67,7 +67,7 @@ def test_an_image_for_both_runs_on_both(site: Ground, tmp_path: Path) -> None:
     built = site.build(TEXT, archive, Options(platforms=BOTH))
     assert tuple(built.platforms) == BOTH
     assert len({built.digest, *built.platforms.values()}) == 3
-    assert all(inspect.scan(archive, platform=platform) == [] for platform in BOTH)
+    assert all(not inspect.scan_image(archive, "i", platform=platform).findings for platform in BOTH)
     admission.admit(site.backend, archive, built, layout=tmp_path / "layout")
     assert json.loads((tmp_path / "layout/index.json").read_text())["manifests"][0]["digest"] == built.digest
     for platform in BOTH:
@@ -81,8 +81,10 @@ def test_a_leak_in_the_other_platforms_image_is_found(site: Ground, tmp_path: Pa
     files = {"amd64": b"nothing", "arm64": b"hf_" + b"a1B2" * 9}
     text = "FROM BASE\nARG TARGETARCH\nCOPY $TARGETARCH /settings\n"
     site.build(text, tmp_path / "leak.tar", Options(platforms=BOTH), **files)
-    assert inspect.scan(tmp_path / "leak.tar", platform="linux/amd64") == []
-    assert [one.kind for one in inspect.scan(tmp_path / "leak.tar", platform="linux/arm64")] == ["Hugging Face token"]
+    assert not inspect.scan_image(tmp_path / "leak.tar", "i", platform="linux/amd64").findings
+    assert [one.kind for one in inspect.scan_image(tmp_path / "leak.tar", "i", platform="linux/arm64").findings] == [
+        "Hugging Face token"
+    ]
 
 
 def test_both_are_pushed(site: Ground, tmp_path: Path) -> None:
