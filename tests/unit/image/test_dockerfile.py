@@ -170,6 +170,25 @@ def test_a_compiler_only_where_kernels_are_compiled_at_run_time() -> None:
     assert "compiler" not in stages_of(dockerfile(spec()))
 
 
+def test_nvcc_is_found_where_it_is_and_nowhere_else() -> None:
+    vllm = {"engine": "vllm", "version": "0.32.0"}
+    env = env_of(dockerfile(spec(**vllm, image='cuda: "13"\n  python: "3.12"')))
+    assert env["CUDA_HOME"] == "/opt/venv/lib/python3.12/site-packages/nvidia/cu13"
+    assert env["PATH"].endswith(f":{env['CUDA_HOME']}/bin")
+    for image in ('cuda: "13"\n  jit: off',):
+        assert "CUDA_HOME" not in env_of(dockerfile(spec(**vllm, image=image)))
+    assert "CUDA_HOME" not in env_of(dockerfile(spec()))
+
+
+def test_a_distroless_image_cannot_compile() -> None:
+    vllm = {"engine": "vllm", "version": "0.32.0"}
+    with pytest.raises(ConfigError, match="distroless has no compiler, and vllm compiles kernels"):
+        dockerfile(spec(**vllm, image='cuda: "13"\n  final: distroless'))
+    text = dockerfile(spec(**vllm, image='cuda: "13"\n  final: distroless\n  jit: off'))
+    assert env_of(text)["BUILDER_JIT"] == "off"
+    assert env_of(text)["SSL_CERT_FILE"] == "/etc/ssl/certs/ca-certificates.crt"
+
+
 def test_a_distroless_image_starts_from_nothing() -> None:
     text = dockerfile(spec(image="final: distroless"))
     stages = stages_of(text)

@@ -35,9 +35,9 @@ def lock_of(*found: LockLayer) -> Lock:
     return Lock("m", "3.11", ("linux/amd64",), ("a==1",), found)
 
 
-@given(st.lists(WHEELS, max_size=12, unique_by=lambda w: w.name), st.integers(1, 9))
+@given(st.lists(WHEELS, max_size=12, unique_by=lambda w: w.name), st.integers(1, 99))
 def test_what_is_written_is_read_back(wheels: list[Wheel], parts: int) -> None:
-    found = (LockLayer("one", tuple(wheels), parts), LockLayer("two-2", ()))
+    found = (LockLayer("one", tuple(wheels), parts), LockLayer("7zip-bin", ()))
     lock = Lock("m", "3.12", ("linux/amd64", "linux/arm64"), ("a==1", "b[c]===2"), found, ("x==1 (for another CUDA)",))
     assert read(text(lock), "f") == lock
 
@@ -119,6 +119,17 @@ def test_layers_run_from_what_changes_least_to_the_engine() -> None:
         "deps": (["fastapi"], 1),
         "engine": (["vllm"], 1),
     }
+
+
+def test_large_wheels_of_one_engine_are_layers_of_their_own() -> None:
+    found = layers.cut(
+        [wheel("trt", 2300), wheel("trt-libs", 2200), wheel("trt-small", 1)],
+        runtime=(),
+        torch=(),
+        engine={"trt", "trt-libs", "trt-small"},
+    )
+    assert {layer.name: layer.parts for layer in found} == {"trt": 6, "trt-libs": 5, "engine": 1}
+    assert read(text(lock_of(*found)), "f").layers == found
 
 
 def test_an_engine_does_not_change_the_layers_of_torch() -> None:

@@ -267,6 +267,19 @@ def test_a_lock_asks_the_files_index(tmp_path: Path, loaded: Loaded, monkeypatch
     assert login.password not in str(places.environ)
 
 
+def test_the_passwords_that_a_build_is_given_are_known_to_its_scan(loaded: Loaded, tmp_path: Path) -> None:
+    for name, text in {
+        "netrc": 'machine a login robot password "p@ ss\\"w"\nmachine b login u password plain-word\n',
+        "apt_auth": "machine mirror.example.com login u password apt-secret\nmachine x login y password tiny\n",
+        "pip_conf": "[global]\nindex-url = https://u:pip%2Fsecret@host/simple\n",
+        "ca": "password not-a-password\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    given = machine.Given({name: tmp_path / name for name in ("netrc", "apt_auth", "pip_conf", "ca")}, None)
+    assert set(given.told()) == {b'p@ ss"w', b"plain-word", b"apt-secret", b"pip/secret"}
+    assert machine.Given({}, None).told() == ()
+
+
 def test_a_rendered_dockerfile_names_no_index_and_no_login(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INDEX_PASSWORD", "p4ssw0rd")
     wheels = LockLayer("engine", (Wheel("w", "1", ("0" * 64,)),))

@@ -119,6 +119,20 @@ def test_each_rule_takes_what_it_names_and_nothing_beside(trim: ModuleType, tree
             assert by_cause[cause] == (sum(map(len, mine)), len(mine)), cause
 
 
+def test_a_linker_finds_the_wheels_libraries_by_their_plain_names(trim: ModuleType, tree: Tree) -> None:
+    names = ("nvidia/cu13/lib/libcudart.so.13", "nvidia/cu13/lib/libcublas.so.13", "nvidia/cudnn/lib/libcudnn.so.9")
+    site = tree("nvidia-cuda-runtime", dict.fromkeys(names, b"x"))
+    run(trim, site)
+    trim.for_linkers(site)
+    aside = trim.OUT / "toolkit" / site.relative_to("/") / "nvidia/cu13"
+    assert {path.name: str(path.readlink()) for path in (aside / "lib").iterdir()} == {
+        "libcudart.so": "libcudart.so.13",
+        "libcublas.so": "libcublas.so.13",
+    }
+    assert str((aside / "lib64").readlink()) == "lib"
+    assert not list((trim.OUT / "1").rglob("libcudart.so"))  # the layer that all images share has none of it
+
+
 def test_the_report_adds_up(trim: ModuleType, tree: Tree, tmp_path: Path) -> None:
     tree("one", {"one/a.so": library(tmp_path / "a.so"), "one/b.py": b"x" * 999, "one/tests/t.py": b"y" * 50})
     site = tree("two", {"two/same.bin": b"z" * 9000, "two/again.bin": b"z" * 9000, "nvidia/cu13/include/x.h": b"h" * 77})
