@@ -284,7 +284,7 @@ def build_image(
 
     image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
-    described = documents.prepare(attest, sign)
+    described = documents.prepare(attest, sign, image.platforms)
     with scratch.folder() as private:
         given = machine.gather(loaded, private, environ)
         link, archive = backend.capabilities.copy_link, private / "image.tar"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.errors import CapabilityError
+from builder.errors import CapabilityError, ConfigError
 from builder.image.attest.names import Image, parse
 
 if TYPE_CHECKING:
@@ -109,10 +109,14 @@ def describe(
     )
 
 
-def prepare(folder: Path | None, key: str | None) -> bool:
+def prepare(folder: Path | None, key: str | None, platforms: Sequence[str] = ()) -> bool:
     """Whether a build has to be described. What would fail after it fails now: a folder, a key, cosign."""
     from builder.image.attest import signing
 
+    if len(platforms) > 1 and (folder is not None or key is not None):
+        raise ConfigError(
+            f"image.platforms: {', '.join(platforms)}; an SBOM describes one image", hint="build and sign each platform alone"
+        )
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
