@@ -16,6 +16,10 @@ WEIGHTS_BYTES = 1_000_000
 """From this size on, content alone makes a file weights. Below it are test files and vocabularies."""
 MAYBE_BYTES = 50_000_000
 """From this size on, a name or a format that models share with other data does."""
+PACKAGE_BYTES = 16_000_000
+"""Below this size a file that a Python package brings is its data, not a model: compressed_tensors ships 1.4 MB of Hadamard
+matrices as safetensors."""
+_PACKAGE = re.compile(r"(^|/)(site|dist)-packages/")
 _NAME = re.compile(r"\.(safetensors|gguf|ggml|onnx_data)$", re.I)
 _MAYBE_NAME = re.compile(
     r"\.(bin|pt|pth|ckpt|h5|hdf5|keras|onnx|ort|msgpack|npz|npy|tflite|engine|plan|pdparams|nemo|data-\d{5}-of-\d{5})$", re.I
@@ -66,6 +70,8 @@ def weights(name: str, head: bytes, size: int) -> str:
 
     head: its first bytes, 64 KiB or all of it. size: all its bytes.
     """
+    if size < PACKAGE_BYTES and _PACKAGE.search(name):
+        return ""
     found = _NAME.search(name)
     if found:
         return found[1].lower()

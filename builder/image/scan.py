@@ -92,7 +92,7 @@ class _Scan:
         self.also = also
         self.words = Search(_EVERYWHERE, also)
         self.plain = Search((), also)
-        self.searches: dict[tuple[tuple[patterns.Pattern, ...], bool], Search] = {((), False): self.plain}
+        self.searches: dict[tuple[tuple[patterns.Pattern, ...], frozenset[str]], Search] = {((), frozenset()): self.plain}
         self.findings: list[Finding] = []
         self.unread: list[str] = []
         self.files = self.size = 0
@@ -163,9 +163,11 @@ class _Scan:
         extra = list(magic.settings(name, head)) if size <= SETTINGS_BYTES else []
         # TLS libraries carry the keys of their own self-tests (libgnutls: five); so do packages in their folders of tests.
         public = head.startswith(b"\x7fELF") or _TEST_KEYS.search("/" + name)
-        key = (tuple(extra), bool(public))
+        # A wheel's RECORD lists digests in base64, which may begin with or hold "sk-".
+        without = frozenset({"private key"} if public else {"API key"} if name.endswith(".dist-info/RECORD") else ())
+        key = (tuple(extra), without)
         if key not in self.searches:
-            self.searches[key] = Search(extra, self.also, frozenset({"private key"} if public else ()))
+            self.searches[key] = Search(extra, self.also, without)
         return self.searches[key]
 
     def _inner(self, name: str, head: bytes, size: int, tee: Tee, known: set[Found]) -> None:

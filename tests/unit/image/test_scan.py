@@ -405,3 +405,18 @@ def test_a_clean_image_says_what_was_looked_at(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "no secrets and no weights found\n2 files in 1 layer, 10 B unpacked" in done.stdout
     assert "not opened, searched as it lies: /odd.gz" in done.stdout
+
+
+@pytest.mark.parametrize(("size", "weights"), [(15_999_999, False), (16_000_000, True)])
+def test_small_data_of_a_python_package_is_no_model(size: int, weights: bool) -> None:
+    inside = "opt/venv/lib/python3.11/site-packages/compressed_tensors/hadamards.safetensors"
+    assert bool(magic.weights(inside, b"", size)) is weights
+    assert magic.weights("opt/models/hadamards.safetensors", b"", size)  # anywhere else it is one, whatever its size
+
+
+def test_a_digest_in_a_record_is_no_key_and_the_same_text_elsewhere_is(tmp_path: Path) -> None:
+    """Seen in flashinfer's RECORD: the base64 of a sha256 that begins with sk-."""
+    digest = b"flashinfer/x.py,sha256=sk-e5Aq0Zk2mT7cYw9LrXbV4nJdUhG1fPsOiE3tRvNyWx0,77\n"
+    site = "opt/venv/lib/python3.11/site-packages/flashinfer_python-0.7.0.dist-info"
+    path = image(tmp_path / "i.tar", layer({f"{site}/RECORD": digest, f"{site}/METADATA": digest}))
+    assert paths(path) == [f"{site}/METADATA"]
