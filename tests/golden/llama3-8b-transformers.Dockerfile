@@ -40,7 +40,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /run/steps/wheels index /run/requirements.txt \
- && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 1
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 2
 FROM resolve AS wheels-nvidia-cudnn-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
@@ -166,6 +166,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
 FROM base AS libraries
 COPY --link --from=wheels-runtime /out/1/ /
 COPY --link --from=wheels-nvidia-cublas /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/2/ /
 COPY --link --from=wheels-nvidia-cudnn-cu13 /out/1/ /
 COPY --link --from=wheels-nvidia-cufft /out/1/ /
 COPY --link --from=wheels-nvidia-cusolver /out/1/ /
@@ -244,7 +245,7 @@ LABEL org.opencontainers.image.title="llama3-8b" \
       builder.cuda="13.0" \
       builder.gpu-archs="9.0" \
       builder.jit="off" \
-      builder.lock="sha256:570de02a40b603e4b95a5c7de5460d698672fecce628fd4a49bec5b11ccf3c3e" \
+      builder.lock="sha256:656416e02778ca67a48b906d66221f60af133f93479119438c2518aca3bd1a9f" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

@@ -40,7 +40,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /run/steps/wheels index /run/requirements.txt \
- && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 1
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 2
 FROM resolve AS wheels-nvidia-cudnn-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
@@ -212,6 +212,7 @@ FROM compiler AS libraries
 COPY --link --from=toolkit /opt/venv/ /opt/venv/
 COPY --link --from=wheels-runtime /out/1/ /
 COPY --link --from=wheels-nvidia-cublas /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/2/ /
 COPY --link --from=wheels-nvidia-cudnn-cu13 /out/1/ /
 COPY --link --from=wheels-nvidia-cufft /out/1/ /
 COPY --link --from=wheels-nvidia-cusolver /out/1/ /
@@ -294,7 +295,7 @@ LABEL org.opencontainers.image.title="llama3-8b" \
       builder.cuda="13.0" \
       builder.gpu-archs="9.0" \
       builder.jit="on" \
-      builder.lock="sha256:0448ee424cde3377ced9eaa25691c517cc924fdd5d3d61d78a428e3e382d429f" \
+      builder.lock="sha256:b63a23a87aaecf2cbcedf179d92be1b085cebd1941e0c6ede1dd593a7dc3b46b" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

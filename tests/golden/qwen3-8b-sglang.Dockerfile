@@ -40,7 +40,7 @@ RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /run/steps/wheels index /run/requirements.txt \
- && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 1
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 2
 FROM resolve AS wheels-nvidia-cudnn-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
@@ -223,6 +223,7 @@ FROM compiler AS libraries
 COPY --link --from=toolkit /opt/venv/ /opt/venv/
 COPY --link --from=wheels-runtime /out/1/ /
 COPY --link --from=wheels-nvidia-cublas /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/2/ /
 COPY --link --from=wheels-nvidia-cudnn-cu13 /out/1/ /
 COPY --link --from=wheels-nvidia-cudnn-cu13 /out/2/ /
 COPY --link --from=wheels-nvidia-cufft /out/1/ /
@@ -305,7 +306,7 @@ LABEL org.opencontainers.image.title="qwen3-8b" \
       builder.cuda="13.0" \
       builder.gpu-archs="9.0" \
       builder.jit="on" \
-      builder.lock="sha256:736135b7d8b26b4180d9e577aad5a917c14319a94e252b85a809ade3fa388c32" \
+      builder.lock="sha256:a007039b24ea349a3e067f5bd94ee8556d3cd8b3b96586ca71c0af29087b100c" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001
