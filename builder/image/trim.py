@@ -3,7 +3,7 @@
 A rule takes whole files away. Changing a file is another matter: the guarded strip leaves those alone whose wheel is
 under NVIDIA's own licence or calls itself proprietary. Every byte is counted by cause and package, in
 /opt/builder/layers/LAYER.json of the image. The smoke stage imports the engine afterwards, as the image's user; figures
-per rule are in docs/image.md.
+per rule are in docs/benchmarks.md.
 """
 
 from __future__ import annotations

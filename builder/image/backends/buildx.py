@@ -8,8 +8,11 @@ manifest, so its digest is the registry's. It carries no name: loading it makes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +43,8 @@ def probe() -> Buildx:
         raise CapabilityError(f"buildx: its builder does not answer: {said[-1]}", hint="docker buildx use default")
     facts = _facts(told.stdout.decode(errors="replace"))
     version = plugin.stdout.decode(errors="replace").split()
-    return Buildx(_capabilities(found, version[1] if len(version) > 1 else "unknown", facts), found)
+    inside = facts.get("Driver", "docker") == "docker"
+    return Buildx(_capabilities(found, version[1] if len(version) > 1 else "unknown", facts), found, inside)
 
 
 def _facts(said: str) -> dict[str, str]:
@@ -77,20 +81,42 @@ def _capabilities(found: Engine, version: str, facts: dict[str, str]) -> Capabil
 
 @dataclass(frozen=True)
 class Buildx(Docker):
-    """Images in a Docker engine; builds by buildx."""
+    """Images in a Docker engine; builds by buildx. inside: with the engine's own BuildKit, not one in a container."""
+
+    inside: bool = True
 
     def build(self, folder: Path, archive: Path, options: Options, progress: Progress) -> BuiltImage:
         if not self.capabilities.archives:
             return super().build(folder, archive, options, progress)
-        command = [*self._client(options), *arguments(options), *_base(options), *_caches(options), _output(archive)]
-        command.append(str(folder))
-        try:
-            log.run(command, log.BuildKitLog(progress), places=self._places(archive))
-        except BaseException:
-            archive.unlink(missing_ok=True)
-            raise
+        with self._base(options) as base:
+            command = [*self._client(options), *arguments(options), *base, *_caches(options), _output(archive)]
+            try:
+                log.run([*command, str(folder)], log.BuildKitLog(progress), places=self._places(archive))
+            except BaseException:
+                archive.unlink(missing_ok=True)
+                raise
         built = oci.read(archive, "")
         return dataclasses.replace(built, id=built.digest)  # containerd knows images by their manifest or index
+
+    @contextlib.contextmanager
+    def _base(self, options: Options) -> Iterator[list[str]]:
+        """The very base that was checked. By its name alone BuildKit asks the registry first, and takes what that has now.
+
+        A name that no registry answers for makes the engine's BuildKit take the engine's own image. A builder in a container
+        sees none of those, and asks the registry by digest.
+        """
+        name, digest = options.base
+        if not digest.startswith("sha256:") or "@" in name:
+            yield []
+        elif not self.inside:
+            yield [f"--build-context={name}=docker-image://{name}@{digest}"]
+        else:
+            own = f"localhost:1/builder-base:{uuid.uuid4().hex[:12]}"
+            call("tag", name, own)
+            try:
+                yield [f"--build-context={name}=docker-image://{own}"]
+            finally:
+                process.run(["docker", "image", "rm", own], check=False, timeout_s=60)
 
     def load(self, archive: Path, built: BuiltImage) -> None:
         if self.capabilities.archives:
@@ -107,14 +133,6 @@ def _output(archive: Path) -> str:
     """zstd for every layer, the base's too: nodes unpack it seven times as fast as gzip."""
     zstd = f"compression=zstd,compression-level={ZSTD_LEVEL},force-compression=true"
     return f"--output=type=oci,dest={archive},{zstd},rewrite-timestamp=true"
-
-
-def _base(options: Options) -> list[str]:
-    """The base by the digest that was checked. By its name alone BuildKit would ask the registry first, and take another."""
-    name, digest = options.base
-    if "@" in name or not digest.startswith("sha256:"):
-        return []
-    return [f"--build-context={name}=docker-image://{name}@{digest}"]
 
 
 def _caches(options: Options) -> list[str]:
