@@ -1,6 +1,7 @@
 """Images: what they weigh beside a plain install, how fast they are pulled and started, and what a build costs.
 
-`--engine NAME` measures one description of images/ alone, a large one too: vllm takes 4 GB of downloads and 40 GB of disk.
+`--engine NAME[:FINAL]` measures one description of images/ alone, a large one too: vLLM's takes 4 GB of downloads and 40 GB
+of disk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from builder.image import context, inspect, machine
 from builder.image.built import BuiltImage
 from builder.image.report import ImageReport
 
-SMALL = ("demo-llama-cpp", "minilm-onnxruntime-cpu", "transformers-cpu")
+SMALL = ("demo-llama-cpp", "demo-llama-cpp:distroless", "minilm-onnxruntime-cpu", "transformers-cpu")
 PARTS = ("size", "start", "pyc", "rebuild")
 PLAIN = """\
 FROM debian:bookworm-slim
@@ -37,10 +38,9 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=bind,
 """The same wheels on the same base as a plain Dockerfile installs them, with the times that pip gives to bytecode."""
 RULES = """\
 How it was measured. compressed: bytes of the layers in the OCI archive, zstd -3. plain install: the same wheels of the same \
-lock on the same base by `pip install` in one stage, gzip, as `docker build` makes it by default. pull: `docker pull` from a \
-registry on this machine into an engine that has none of its layers (the base neither), unpacking within it. start: `docker \
-run` of the runtime's `--help`, from the command to its end, first after the pull. Medians of the rounds, with the fastest and \
-the slowest.
+lock on the same base by `pip install` in one stage, gzip, as `docker build` makes it by default. pull: `ctr images \
+pull` from a registry on this machine into a containerd with nothing in it, unpacking within it. start: `ctr run` of the \
+runtime's `--help`, from the command to its end, first after the pull. Medians of the rounds, with the fastest and the slowest.
 """
 
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", help=f"a folder of images/; default: {', '.join(SMALL)}")
+    parser.add_argument("--engine", action="append", help=f"NAME[:FINAL] of images/; default: {' '.join(SMALL)}")
     parser.add_argument(
         "--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}; default: all"
     )
@@ -80,9 +80,7 @@ def _arguments() -> argparse.Namespace:
 
 def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
     yield f"{measure.machine()}\n\n`python -m benchmarks image {' '.join(sys.argv[1:])}`\n\n{RULES}"
-    made = [_make(name, work / name, plain=not args.no_plain) for name in args.engine or SMALL]
-    if not args.engine:
-        made.insert(1, _make("demo-llama-cpp", work / "distroless", final="distroless", plain=False))
+    made = [_make(*name.partition(":")[::2], work, plain=not args.no_plain) for name in args.engine or SMALL]
     if "size" in args.parts:
         yield from _sizes(made)
     if "start" in args.parts:
@@ -95,18 +93,22 @@ def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
         yield from _rebuilds(work, made, args.rounds)
 
 
-def _make(name: str, folder: Path, *, final: str = "slim", plain: bool) -> Made:
-    """A copy of the description, so that nothing is written beside the original; without its verify script."""
+def _make(name: str, final: str, work: Path, *, plain: bool) -> Made:
+    """A copy of the description, so that nothing is written beside the original; without its verify script.
+
+    final: image.final, or "" for slim.
+    """
+    folder = work / "-".join(filter(None, (name, final)))
     shutil.copytree(resources.folder("images") / name, folder, ignore=shutil.ignore_patterns("verify", "builder.lock"))
     file = folder / "builder.yaml"
-    file.write_text(file.read_text().replace("image:\n", f"image:\n  final: {final}\n", 1))
+    file.write_text(file.read_text().replace("image:\n", f"image:\n  final: {final or 'slim'}\n", 1))
     loaded = load(file)
     tag = f"builder-bench/{folder.name}:latest"
     built = pipeline.build_image(loaded, tag=tag, oci=folder / "oci")
     report = inspect.report(folder / "oci", tag)
     shutil.rmtree(folder / "oci")
-    label = name if final == "slim" else f"{name}, {final}"
-    return Made(label, loaded, built, report, _plain(loaded, folder) if plain else 0)
+    label = f"{name}, {final}" if final else name
+    return Made(label, loaded, built, report, _plain(loaded, folder) if plain and not final else 0)
 
 
 def _plain(loaded: Loaded, folder: Path) -> int:
@@ -162,17 +164,33 @@ def _starts(work: Path, made: Sequence[Made], rounds: int) -> Iterator[str]:
             name = there.reference(f"bench/{one.name.split(',')[0]}")
             _docker("tag", one.built.reference, name)
             _docker("push", "--quiet", name)
-            pulls, starts = [], []
-            for number in range(rounds + 1):
-                _docker("image", "rm", "--force", name, one.built.reference)
-                pull = _seconds(lambda: _docker("pull", "--quiet", name))  # noqa: B023
-                start = _seconds(lambda: _docker("run", "--rm", "--network=none", name, "--help"))  # noqa: B023
-                _docker("tag", name, one.built.reference)
-                if number:
-                    pulls.append(pull)
-                    starts.append(start)
+            _docker("image", "rm", name)
+            found = [_pull_and_start(work / "node", name) for _ in range(rounds + 1)][1:]
+            pulls, starts = [pull for pull, _ in found], [start for _, start in found]
             rows.append((one.name, units.format_size(one.report.packed), _spread(pulls), _spread(starts)))
     yield tables.plain("pull and first start, on this machine", ("image", "compressed", "pull", "start"), rows)
+
+
+def _pull_and_start(folder: Path, name: str) -> tuple[float, float]:
+    """Seconds of both, in a containerd of their own that is gone afterwards."""
+    folder.mkdir()
+    address = f"{folder}/sock"
+    command = ["containerd", f"--root={folder}/root", f"--state={folder}/state", f"--address={address}", "--log-level=error"]
+    ctr = ["ctr", f"--address={address}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            while subprocess.run([*ctr, "version"], capture_output=True, check=False).returncode:
+                time.sleep(0.1)
+            pull = _seconds(
+                lambda: subprocess.run([*ctr, "images", "pull", "--plain-http", name], check=True, capture_output=True)
+            )
+            words = [*ctr, "run", "--rm", name, "bench", "/opt/venv/bin/python", "-m", "builder.runtime", "--help"]
+            start = _seconds(lambda: subprocess.run(words, check=True, capture_output=True))
+            subprocess.run([*ctr, "images", "rm", "--sync", name], check=True, capture_output=True)
+        finally:
+            daemon.terminate()
+    shutil.rmtree(folder, ignore_errors=True)
+    return pull, start
 
 
 def _bytecode(made: Sequence[Made], rounds: int) -> Iterator[str]:
