@@ -13,7 +13,7 @@ from cyclonedx.spdx import fixup_id, is_expression
 from builder.image.attest.paragraphs import paragraphs
 
 CLASSIFIER = "License :: OSI Approved :: "
-# Classifiers that leave no choice of version (pypi.org/classifiers); the others stand by their name.
+# Classifiers that leave no choice of version (the trove classifiers); the others stand by their name.
 CLASSIFIERS = {
     "MIT License": "MIT",
     "ISC License (ISCL)": "ISC",
