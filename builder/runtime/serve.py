@@ -107,6 +107,9 @@ class Serve:
                 self.state.engine.kill_group()
             if self.state.found:
                 self.state.found.lease.release()
+            # The event loop closes its wakeup socket before it forgets its handlers: a child that ends in between would
+            # have the interpreter print a BrokenPipeError. Nothing listens for signals from here on.
+            signal.set_wakeup_fd(-1)
 
     async def _using(self) -> None:
         """Notes now and then that the model is in use, for whoever evicts the longest unused one after a kill."""
