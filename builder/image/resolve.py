@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import difflib
 import netrc
 import re
 import ssl
@@ -29,9 +30,9 @@ from packaging.utils import parse_wheel_filename
 from builder import process
 from builder.config.spec import Image, Spec
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
-from builder.image import layers, oci
+from builder.image import layers, oci, pruning
 from builder.image.dockerfile import RUNTIME_PINS
-from builder.image.lock import Lock, Wheel, normal
+from builder.image.lock import Lock, LockLayer, Wheel, normal
 from builder.image.recipes import Recipe, names, recipe
 
 GLIBC = {"bookworm": 36, "trixie": 41, "jammy": 35, "noble": 39}
@@ -68,20 +69,25 @@ def platforms(image: Image) -> tuple[str, ...]:
 def resolve(spec: Spec, places: Places) -> Lock:
     """Every wheel of the image of `spec`, in layers.
 
-    Raises ConfigError where there is no solution or it is for another CUDA than image.cuda, RemoteError where no index answers.
+    Raises ConfigError where there is no solution, it is for another CUDA than image.cuda, or image.without names what it lacks;
+    RemoteError where no index answers.
     """
     image, plan = spec.image, recipe(spec.image)
-    found: dict[str, dict[str, _Found]] = {}
-    for platform in platforms(image):
-        for one in _resolve(asks(spec), image, platform, places):
-            found.setdefault(one.name, {})[platform] = one
+    found = _everywhere(asks(spec), image, places)
+    found, unwanted = _leave_out(found, spec, places) if image.without else (found, ())
     wheels = _merge(found, platforms(image), places.environ)
     wheels, left_out = _without(wheels, plan, image)
     _require_cuda(wheels, image)
     runtime = frozenset(names(RUNTIME_PINS))
     closure = _torch_closure(wheels, image, places) - runtime
     cut = layers.cut(wheels, runtime=runtime, torch=closure, engine=plan.engine)
-    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, left_out)
+    tools = _tools(wheels, image, places)
+    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, (*left_out, *unwanted), tools)
+
+
+def tools(image: Image) -> tuple[str, ...]:
+    """Names of the lock's sections for build steps."""
+    return (pruning.TOOL,) if pruning.prunes(image) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +101,38 @@ class _Found:
     size: int = 0
 
 
-def _resolve(pins: Iterable[str], image: Image, platform: str, places: Places, constraints: Iterable[str] = ()) -> list[_Found]:
+_ByPlatform = dict[str, dict[str, _Found]]  # by name, then by platform
+
+
+def _everywhere(
+    pins: Iterable[str], image: Image, places: Places, constraints: Sequence[str] = (), without: Sequence[str] = ()
+) -> _ByPlatform:
+    found: _ByPlatform = {}
+    for platform in platforms(image):
+        for one in _resolve(pins, image, platform, places, constraints, without):
+            found.setdefault(one.name, {})[platform] = one
+    return found
+
+
+def _resolve(
+    pins: Iterable[str],
+    image: Image,
+    platform: str,
+    places: Places,
+    constraints: Iterable[str] = (),
+    without: Iterable[str] = (),
+) -> list[_Found]:
+    """without: distributions that count as not needed, whatever asks for them."""
     with tempfile.TemporaryDirectory(prefix="builder-lock-") as work:
         asked, lock, bounds = Path(work, "requirements.in"), Path(work, "pylock.toml"), Path(work, "constraints.txt")
         asked.write_text("\n".join(pins) + "\n")
         bounds.write_text("\n".join([*constraints, *_not_for_cpus(image, places)]) + "\n")
-        _uv(["pip", "compile", str(asked), "--constraints", str(bounds), "--output-file", str(lock)], image, platform, places)
+        files = ["--constraints", str(bounds), "--output-file", str(lock)]
+        if without:
+            excluded = Path(work, "excludes.txt")
+            excluded.write_text("".join(f"{name}\n" for name in without))
+            files += ["--excludes", str(excluded)]
+        _uv(["pip", "compile", str(asked), *files], image, platform, places)
         body = tomllib.loads(lock.read_text())
         packages = body.get("packages", [])
         tags = {tag: rank for rank, tag in enumerate(_tags(image, platform))}
@@ -205,6 +237,41 @@ def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str], env
         hashes = tuple(dict.fromkeys(one.sha256 for one in by.values()))
         wheels.append(Wheel(name, versions[0], hashes, max(sizes[one.url] for one in by.values()), marker))
     return wheels
+
+
+def _leave_out(found: _ByPlatform, spec: Spec, places: Places) -> tuple[_ByPlatform, tuple[str, ...]]:
+    """`found` less image.without and what only those bring along: a second resolution, in which nothing else moves.
+
+    Raises ConfigError for a name that is not there, or that the image is for.
+    """
+    named = tuple(normal(name) for name in spec.image.without)
+    for name in named:
+        if name in names(asks(spec)):
+            raise ConfigError(f"image.without: {name}: the description itself asks for it", hint="take it out of image.without")
+        if name not in found:
+            raise ConfigError(
+                f"image.without: {name}: not among the {len(found)} wheels of this image", hint=_near(name, found)
+            )
+    pins = [f"{name}=={next(iter(by.values())).version}" for name, by in found.items() if name not in named]
+    kept = _everywhere(asks(spec), spec.image, places, pins, named)
+    gone = sorted(name for name in found if name not in kept)
+    why = {name: "image.without" if name in named else "only for what image.without names" for name in gone}
+    return kept, tuple(f"{name}=={next(iter(found[name].values())).version} ({why[name]})" for name in gone)
+
+
+def _near(name: str, found: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(found), 1)
+    return f"did you mean `{close[0]}`?" if close else "take it out; `builder lock` lists what an image installs"
+
+
+def _tools(wheels: Sequence[Wheel], image: Image, places: Places) -> tuple[LockLayer, ...]:
+    """Wheels that a step of the build runs and no image holds; where the image has the very wheel, the same one."""
+    if not tools(image):
+        return ()
+    name = pruning.CUOBJDUMP.split("==")[0]
+    own = [wheel for wheel in wheels if wheel.name == name]
+    found = own or _merge(_everywhere([pruning.CUOBJDUMP], image, places), platforms(image), places.environ)
+    return (LockLayer(pruning.TOOL, tuple(found)),)
 
 
 def _without(wheels: Sequence[Wheel], plan: Recipe, image: Image) -> tuple[list[Wheel], tuple[str, ...]]:

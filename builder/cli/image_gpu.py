@@ -1,0 +1,47 @@
+"""The part of `builder image report` on GPU code, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from builder.cli.common import table
+from builder.errors import printable
+from builder.units import count, format_size
+
+if TYPE_CHECKING:
+    from builder.image.gpucode import GpuCode
+
+
+def human(found: GpuCode, top: int) -> list[str]:
+    """Paragraphs: what the image runs on, the code by chip, the libraries with the most code."""
+    chips = [[printable(name), format_size(before), format_size(after)] for name, before, after in found.chips]
+    rows = [
+        [
+            printable(one.name),
+            printable(one.package),
+            format_size(one.code_before),
+            format_size(one.code_after),
+            printable(one.remark),
+        ]
+        for one in found.libraries[:top]
+    ]
+    head = (
+        f"GPU code for {', '.join(map(printable, found.gpus))}, profile {printable(found.profile)}: "
+        f"{format_size(found.after)} of {format_size(found.before)} in {count(len(found.libraries), 'file')} kept"
+    )
+    return [
+        "\n".join([head, *(runs(gpu, missing, len(found.libraries)) for gpu, missing in found.runs_on.items())]),
+        table([["chip", "code before", "after"], *chips], right=(1, 2)),
+        table([["library", "package", "code before", "after", ""], *rows], right=(2, 3)),
+    ]
+
+
+def runs(gpu: str, missing: tuple[str, ...], libraries: int) -> str:
+    """
+    >>> runs("9.0", (), 3), runs("8.0", ("libfa3.so",), 3)
+    ('9.0: code for it in all of 3', '8.0: code for it in 2 of 3; not in libfa3.so')
+    """
+    if not missing:
+        return f"{printable(gpu)}: code for it in all of {libraries}"
+    names = ", ".join(map(printable, missing[:3])) + (", ..." if len(missing) > 3 else "")
+    return f"{printable(gpu)}: code for it in {libraries - len(missing)} of {libraries}; not in {names}"
