@@ -29,25 +29,28 @@ def prune(files, layer: str, out: Path) -> None:
     folder.mkdir(parents=True)  # there for a COPY, even if this layer has no GPU code
     rows = slim(files.venv, settings)
     count(files, CAUSE)
-    told = [{key: row[key] for key in TOLD} for row in rows if row["before"] or row["error"]]
+    told = [{key: row[key] for key in TOLD} for row in rows if row.get("before")]
     if told:
         record = {"layer": layer, **settings, "libraries": told}
         (folder / f"{layer}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def slim(folder: Path, settings: dict) -> list[dict]:
-    """The report on each ELF file below `folder`. Raises SystemExit with one line, which the build shows, for any fault."""
+    """The report on each library with GPU code below `folder`. Raises SystemExit with the fault, which the build shows."""
     sys.path.insert(0, str(SLIM))
+    from builder.errors import BuilderError
     from builder.slim import tree
     from builder.slim.chips import Chip
 
-    from builder.errors import BuilderError
-
     try:
-        gpus = tuple(Chip.parse(one) for one in settings["gpus"])
-        return tree.slim([folder], gpus, settings["profile"], cuobjdump=CUOBJDUMP, load=True).to_json()["files"]
+        gpus = tuple(map(Chip.parse, settings["gpus"]))
+        found = tree.slim([folder], gpus, settings["profile"], cuobjdump=CUOBJDUMP, load=True)
+        fault = found.failure()
     except BuilderError as exc:
-        sys.exit(f"prune: {exc.message}" + (f"\nhint: {exc.hint}" if exc.hint else ""))
+        fault = exc
+    if fault:
+        sys.exit(f"prune: {fault.message}" + (f"\nhint: {fault.hint}" if fault.hint else ""))
+    return found.to_json()["files"]
 
 
 def count(files, cause: str) -> None:
