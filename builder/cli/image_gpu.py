@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def human(found: GpuCode, top: int) -> list[str]:
-    """Paragraphs: what the image runs on, the code by chip, the libraries with the most code."""
+    """Paragraphs: which chips find code, the code by chip, the libraries with the most of it."""
     chips = [[printable(name), format_size(before), format_size(after)] for name, before, after in found.chips]
     rows = [
         [

@@ -15,8 +15,9 @@ from builder.units import format_size
 class GpuLibrary:
     """One file with GPU code. before, after: bytes of code by chip, "sm_90" or for PTX "compute_90".
 
-    status: "pruned", "nothing-to-drop", or "left" for the `reason`.  zeroed: bytes that became holes instead of going.
-    jit: PTX that a chip of the image compiles when it starts, because there is no code for it.
+    status: "pruned", "nothing-to-drop", or for the `reason` "left" or, by its licence, "licence".
+    zeroed: bytes of it that are zeros now, because they could not be cut out.
+    jit: PTX that the driver compiles for a chip of the image, because there is no other code for it.
     runs_on: chips of the image that have code here.
     """
 
@@ -48,9 +49,9 @@ class GpuLibrary:
     @property
     def remark(self) -> str:
         """What is out of the ordinary: why it was left, what it compiles when it starts, what is a hole now."""
-        found = [f"left: {self.reason}"] if self.status == "left" else []
-        found += [f"compiles {', '.join(self.jit)} when it starts"] if self.jit else []
-        found += [f"{format_size(self.zeroed)} are zeros now"] if self.zeroed else []
+        found = [f"left: {self.reason}"] if self.status in ("left", "licence") else []
+        found += [f"the driver compiles {', '.join(self.jit)}"] if self.jit else []
+        found += [f"of the file {format_size(self.zeroed)} are zeros"] if self.zeroed else []
         return "; ".join(found)
 
     def to_json(self) -> dict[str, Any]:
