@@ -37,13 +37,14 @@ OWNER = "builder"
 MAX_DATA = 1 << 30
 """Zeroed storage of one stub, in bytes. The libraries of stubs.py have 128 at most."""
 RUNTIME_VERSIONS = re.compile(r"(GLIBCXX|CXXABI|GLIBC|GCC|LIBGOMP|GOMP|OMP)_.*")
-LINKER = frozenset(("_init", "_fini", "__bss_start", "_edata", "_end", "_start", "__data_start", "edata", "end"))
+LINKER = re.compile(r"_init|_fini|_start|_?edata|_?end|__end__|__data_start|__bss_start(__)?|__?bss_end__")
 RUNTIME = re.compile(
-    r"_Z(G[A-Za-z]+|T[hv][n0-9_]*|T[A-Z])*"  # guards, clones for transactions, thunks, tables: of what follows
+    r"_Z(G[A-Za-z]+|T[hv][n0-9_]*|T[A-Z]|Z)*"  # guards, clones for transactions, thunks, tables, statics: of what follows
     r"(N[rVKRO]*)?(St|S[absiod]|9__gnu_cxx|10__cxxabiv1|n[wa]|d[la])"
     r"|(__cxa_|__gxx_|_Unwind_|__gcc_|__emutls|__dynamic_cast).*|__(mul|div|mod|fix|float|extend|trunc|add|sub)[a-z]+[0-9]"
 )
 """The C++ ABI's abbreviations of std, and its name spaces (Itanium C++ ABI, 5.1.4); operators new and delete."""
+RUNTIMES = "the C++ runtime's"
 TABLES = re.compile(r"_ZT[VTISC]|_ZG")
 WRITER_BLOCK = 1 << 20
 
@@ -96,12 +97,12 @@ def replace(path: Path, name: str) -> Stubbed:
     Raises ConfigError for what is no shared object, IntegrityError for a damaged one, CapabilityError where binutils or
     the permission to write is missing; the file is then untouched.
     """
-    stubs.chosen([name])
+    (stub,) = stubs.chosen([name])
     if path.is_symlink() or not path.is_file():
         raise ConfigError(f"{path}: not a regular file, so no stub can take its place")
     library = symbols.read(path)
     there = origin(path)
-    kept, left_out = sort_out(library)
+    kept, left_out = sort_out(library, carries=stub.carries)
     if there is not None:
         return _stubbed(there, path, library.exports, {}, done=False)
     about = Origin(path.name, name, path.stat().st_size, _sha256(path))
@@ -129,15 +130,18 @@ def is_stub(path: Path) -> bool:
     return origin(path) is not None
 
 
-def sort_out(library: Library) -> tuple[tuple[Symbol, ...], dict[str, tuple[str, ...]]]:
-    """The symbols that a stub of the library has, sorted; and the names of the others by the reason why not."""
+def sort_out(library: Library, *, carries: str = "") -> tuple[tuple[Symbol, ...], dict[str, tuple[str, ...]]]:
+    """The symbols that a stub of the library has, sorted; and the names of the others by the reason why not.
+
+    carries: regular expression of names that the library has of others.
+    """
     nodes = {version.name for version in library.versions}
     kept: dict[str, Symbol] = {}
     left: dict[str, list[str]] = {}
     for symbol in sorted(library.exports, key=lambda one: one.text):
         if symbol.absolute and symbol.name in nodes:
             continue  # the name of a version: the linker's own entry
-        reason = _reason(symbol)
+        reason = _reason(symbol) or ("others' code that it carries" if re.fullmatch(carries, symbol.name) else "")
         if reason:
             left.setdefault(reason, []).append(symbol.text)
         else:
@@ -146,8 +150,11 @@ def sort_out(library: Library) -> tuple[tuple[Symbol, ...], dict[str, tuple[str,
 
 
 def missing(original: Library, stub: Library, importers: Iterable[Library]) -> tuple[str, ...]:
-    """What the importers take from the original by its symbols and versions, and would not find in the stub."""
-    had, has = _offers(original), _offers(stub)
+    """What the importers take from the original by its symbols and versions, and would not find in the stub.
+
+    Not counted is what the C++ runtime has itself.
+    """
+    had, has = _offers(one for one in original.exports if _reason(one) != RUNTIMES), _offers(stub.exports)
     lost = set()
     for importer in importers:
         for one in importer.imports:
@@ -156,23 +163,27 @@ def missing(original: Library, stub: Library, importers: Iterable[Library]) -> t
     return tuple(sorted(lost))
 
 
-def _offers(library: Library) -> set[tuple[str, str]]:
+def _offers(exports: Iterable[Symbol]) -> set[tuple[str, str]]:
     """What a reference may be bound to: a version by its name, and the default of each name without one."""
-    exact = {(symbol.name, symbol.version) for symbol in library.exports}
-    return exact | {(symbol.name, "") for symbol in library.exports if symbol.default}
+    found = set()
+    for symbol in exports:
+        found.add((symbol.name, symbol.version))
+        if symbol.default:
+            found.add((symbol.name, ""))
+    return found
 
 
 def _reason(symbol: Symbol) -> str:
     """Why a stub does not have it, or ""."""
     mangled = symbol.name.startswith("_Z")
-    if symbol.name in LINKER:
+    if LINKER.fullmatch(symbol.name):
         return "the linker's marks"
     if RUNTIME_VERSIONS.fullmatch(symbol.version) or RUNTIME.match(symbol.name):
-        return "the C++ runtime's"
-    if symbol.bind == "unique" or (mangled and symbol.bind == "weak"):
-        return "inline C++ code"
+        return RUNTIMES
     if TABLES.match(symbol.name):
         return "tables of C++ classes"
+    if symbol.bind == "unique" or (mangled and symbol.bind == "weak"):
+        return "inline C++ code"
     if symbol.absolute:
         return "numbers"
     return "" if stub_code.WRITABLE.fullmatch(symbol.name) else "names that no assembler takes"

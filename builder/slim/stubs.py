@@ -18,6 +18,7 @@ class Stub:
     """files: regular expression of the file names, which carry the soname.  wheels: of the wheels that bring them.
 
     loses: what ends the process with the stub's message.  callers: libraries that call it, beside torch.
+    carries: regular expression of names that the library exports but has of others: their code is linked into it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stub:
     wheels: str
     loses: str
     callers: tuple[str, ...] = ()
+    carries: str = ""
 
 
 STUBS = (
@@ -39,6 +41,7 @@ STUBS = (
         r"libcufile\.so\.\d+",
         r"nvidia-cufile(-cu\d+)?",
         "GPUDirect Storage: `torch.cuda.gds`, and loaders that read files into GPU memory with it",
+        carries=r"ck_\w+",  # Concurrency Kit, in the build for aarch64
     ),
     Stub(
         "curand",

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores": BASE | {"format", "transfer", "stores"},
     "engines": BASE | {"format", "engines"},
     "weights": BASE | {"format", "transfer", "models", "stores", "engines", "weights"},
-    "image": BASE | {"format", "config", "render", "image"},
+    "slim": {"", "errors", "slim"},
+    "image": BASE | {"format", "config", "render", "slim", "image"},
     "node": BASE | {"format", "transfer", "config", "render", "node"},
     "verify": BASE | {"format", "transfer", "config", "render", "runtime", "verify"},
 }
