@@ -50,7 +50,7 @@ def command(
     """
     from builder import pipeline
     from builder.config import lock
-    from builder.image import pruning
+    from builder.image import pruning, stubs
 
     if sign is not None and not push:
         raise ConfigError("--sign: signs an image in its registry", hint="add --push")
@@ -61,6 +61,8 @@ def command(
     for line in pruning.remarks(loaded.spec.image):
         session.say(line)
     locked = lock.section(loaded.lock_path, "image")
+    for doubt in stubs.warnings(loaded.spec):
+        session.say(f"warning: {doubt}")
     pinned = str(locked.get("base_digest", "")) if locked.get("base") == loaded.spec.image.base and not update_base else ""
     built = pipeline.build_image(
         loaded,

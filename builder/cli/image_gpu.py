@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 
 def human(found: GpuCode, top: int) -> list[str]:
-    """Paragraphs: which chips find code, the code by chip, the libraries with the most of it."""
+    """Paragraphs: which chips find code, the code by chip, the libraries with the most of it; and the stubs."""
+    return [*(_code(found, top) if found.gpus else ()), *(_stubs(found, top) if found.stubs else ())]
+
+
+def _code(found: GpuCode, top: int) -> list[str]:
     chips = [[printable(name), format_size(before), format_size(after)] for name, before, after in found.chips]
     rows = [
-        [
-            printable(one.name),
-            printable(one.package),
-            format_size(one.code_before),
-            format_size(one.code_after),
-            printable(one.remark),
-        ]
+        [printable(one.name), printable(one.package), format_size(one.code_before), format_size(one.code_after), remark]
         for one in found.libraries[:top]
+        for remark in [printable(one.remark)]
     ]
     head = (
         f"GPU code for {', '.join(map(printable, found.gpus))}, profile {printable(found.profile)}: "
@@ -34,6 +33,15 @@ def human(found: GpuCode, top: int) -> list[str]:
         table([["chip", "code before", "after"], *chips], right=(1, 2)),
         table([["library", "package", "code before", "after", ""], *rows], right=(2, 3)),
     ]
+
+
+def _stubs(found: GpuCode, top: int) -> list[str]:
+    rows = [
+        [printable(one.name), printable(one.package), format_size(one.before), format_size(one.after), printable(one.stub)]
+        for one in found.stubs[:top]
+    ]
+    head = "in the place of libraries that the image does without, stubs that end a process which calls them:"
+    return [head, table([["library", "package", "before", "after", "image.stubs"], *rows], right=(2, 3))]
 
 
 def runs(gpu: str, missing: tuple[str, ...], libraries: int) -> str:

@@ -122,7 +122,7 @@ def write(
     at = str(wheelhouse or "none given") if not spec.image.index else ""
     for layer in lock.layers:
         _wheels(folder / "wheelhouse" / layer.name, layer, held, alone=at)
-    if pruning.prunes(spec.image):
+    if pruning.changes(spec.image):
         _slim(folder, spec, lock, held, alone=at)
     files = _settle(folder)
     return Context(folder, _digest(folder, files), tuple(files))

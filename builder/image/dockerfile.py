@@ -65,6 +65,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         index="index" if image.index else "no-index",
         layers=lock.layers,
         prunes=pruning.prunes(image),
+        changes=pruning.changes(image),
         unpruned=RUNTIME_LAYER,
         link="--link " if link else "",
         compiler=compiler,

@@ -60,12 +60,34 @@ class GpuLibrary:
 
 
 @dataclass(frozen=True, slots=True)
+class StubLibrary:
+    """A stub in the place of a library. stub: as image.stubs names it. before, after: bytes of the file."""
+
+    path: str
+    package: str
+    stub: str
+    before: int
+    after: int
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
 class GpuCode:
-    """gpus: the chips that the image is for.  profile: oss or all.  libraries: the one with the most code first."""
+    """gpus: the chips that the image is for; () where only stubs were put in.  profile: oss or all.
+
+    libraries, stubs: the largest first, by code and by what went.
+    """
 
     gpus: tuple[str, ...]
     profile: str
     libraries: tuple[GpuLibrary, ...]
+    stubs: tuple[StubLibrary, ...] = ()
 
     @property
     def before(self) -> int:
@@ -103,24 +125,29 @@ class GpuCode:
             "chips": [{"chip": name, "before": before, "after": after} for name, before, after in self.chips],
             "runs_on": [{"gpu": gpu, "without_code": list(missing)} for gpu, missing in self.runs_on.items()],
             "libraries": [one.to_json() for one in self.libraries],
+            "stubs": [one.to_json() for one in self.stubs],
         }
 
 
 def read(records: Iterable[tuple[str, bytes]]) -> GpuCode | None:
     """The records (path, content) as one; None if there are none. Raises IntegrityError for one that is not of this form."""
     gpus: tuple[str, ...] = ()
-    profile, libraries = "", []
+    profile = ""
+    libraries: list[GpuLibrary] = []
+    stubs: list[StubLibrary] = []
     for path, body in records:
         try:
             raw = json.loads(body)
             gpus, profile = tuple(map(str, raw["gpus"])), str(raw["profile"])
             libraries += [_library(str(raw["layer"]), row) for row in raw["libraries"]]
+            stubs += [_stub(row) for row in raw["stubs"]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise IntegrityError(
                 f"/{path}: not a record of GPU code: {exc!r}", hint="was it written by `builder build`?"
             ) from exc
     libraries.sort(key=lambda one: (-one.code_before, one.path))
-    return GpuCode(gpus, profile, tuple(libraries)) if gpus else None
+    stubs.sort(key=lambda one: (one.after - one.before, one.path))
+    return GpuCode(gpus, profile, tuple(libraries), tuple(stubs)) if gpus or stubs else None
 
 
 def _library(layer: str, row: dict[str, Any]) -> GpuLibrary:
@@ -138,6 +165,11 @@ def _library(layer: str, row: dict[str, Any]) -> GpuLibrary:
         jit=tuple(map(str, row["jit"])),
         runs_on=tuple(map(str, row["runs_on"])),
     )
+
+
+def _stub(row: dict[str, Any]) -> StubLibrary:
+    names = (str(row["path"]).lstrip("/"), str(row["package"]), str(row["stub"]))
+    return StubLibrary(*names, before=int(row["bytes_before"]), after=int(row["bytes_after"]))
 
 
 def _chips(found: dict[str, Any]) -> dict[str, int]:

@@ -144,7 +144,8 @@ def _gpu_code(found: GpuCode | None) -> GpuCode | None:
         replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC), reason=public_line(one.reason, PUBLIC))
         for one in found.libraries
     ]
-    return replace(found, libraries=tuple(rows))
+    stubs = [replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC)) for one in found.stubs]
+    return replace(found, libraries=tuple(rows), stubs=tuple(stubs))
 
 
 def _install(records: Iterable[tuple[str, bytes]], *, compiles: bool) -> tuple[tuple[Installed, ...], tuple[Dropped, ...]]:

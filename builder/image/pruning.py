@@ -33,17 +33,24 @@ def prunes(image: Image) -> bool:
     return bool(image.gpu_archs) and image.prune != "none"
 
 
+def changes(image: Image) -> bool:
+    """Whether a build changes libraries at all: it takes code out of them, or puts stubs in their places."""
+    return prunes(image) or bool(image.stubs)
+
+
 def settings(image: Image) -> dict[str, Any]:
-    """What the prune step reads: steps/prune.json of the build folder."""
-    return {"gpus": list(image.gpu_archs), "profile": image.prune}
+    """What the prune step reads: steps/prune.json of the build folder. gpus: [] where only stubs are put in."""
+    gpus = list(image.gpu_archs) if prunes(image) else []
+    return {"gpus": gpus, "profile": image.prune, "stubs": list(image.stubs)}
 
 
 def labels(image: Image) -> dict[str, str]:
     """Of an image that can hold GPU code; none for the others."""
     if image.cuda == "none" and not prunes(image):
         return {}
-    found = {"builder.prune": image.prune if prunes(image) else "none"}
-    return found | ({"builder.redistribution": REDISTRIBUTION} if found["builder.prune"] == "all" else {})
+    found: dict[str, str] = {"builder.prune": image.prune if prunes(image) else "none"}
+    found |= {"builder.redistribution": REDISTRIBUTION} if found["builder.prune"] == "all" else {}
+    return found | ({"builder.stubs": ",".join(image.stubs)} if image.stubs else {})
 
 
 def remarks(image: Image) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""GPU code that no chip of this image can use, out of a layer's libraries. trim.py calls it before it splits the layer.
+"""GPU code that no chip of this image can use, out of a layer's libraries; stubs, in the places of libraries that the image
+does without. trim.py calls it before it splits the layer.
 
-prune.json beside this file names the chips and the profile. /run/slim holds builder/slim, which does the work and imports
+prune.json beside this file names chips, profile and stubs. /run/slim holds builder/slim, which does the work and imports
 nothing but the standard library; /run/proof holds NVIDIA's cuobjdump, which must list exactly what was kept. A library that
 loaded before must load afterwards. Any doubt fails the build.
 
@@ -16,6 +17,7 @@ SLIM = Path("/run/slim")
 CUOBJDUMP = Path("/run/proof/cuobjdump")
 RECORD = Path("opt/builder/slim")
 CAUSE = "GPU code for other chips"
+STUBS = "libraries with a stub in their place"
 TOLD = (
     *("path", "package", "licence", "decision", "status", "reason", "size_before", "size_after", "zeroed"),
     *("before", "after", "jit", "runs_on"),
@@ -23,33 +25,50 @@ TOLD = (
 
 
 def prune(files, layer: str, out: Path) -> None:
-    """Change the files of the layer and its counts (trim.Files); write RECORD/LAYER.json below out/slim."""
+    """Change the files of the layer and its counts (trim.Files); write RECORD/LAYER.json below out/slim.
+
+    Raises SystemExit with the fault, which the build shows.
+    """
     settings = json.loads(Path(__file__).with_name("prune.json").read_text())
     folder = out / "slim" / RECORD
     folder.mkdir(parents=True)  # there for a COPY, even if this layer has no GPU code
-    rows = slim(files.venv, settings)
-    count(files, CAUSE)
+    sys.path.insert(0, str(SLIM))
+    from builder.errors import BuilderError
+
+    try:
+        replaced = put_stubs(files, settings["stubs"])
+        rows = slim(files, settings) if settings["gpus"] else []
+    except BuilderError as exc:
+        sys.exit(f"prune: {exc.message}" + (f"\nhint: {exc.hint}" if exc.hint else ""))
     told = [{key: row[key] for key in TOLD} for row in rows if row.get("before")]
-    if told:
-        record = {"layer": layer, **settings, "libraries": told}
+    if told or replaced:
+        record = {"layer": layer, **settings, "libraries": told, "stubs": replaced}
         (folder / f"{layer}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def slim(folder: Path, settings: dict) -> list[dict]:
-    """The report on each library with GPU code below `folder`. Raises SystemExit with the fault, which the build shows."""
-    sys.path.insert(0, str(SLIM))
-    from builder.errors import BuilderError
+def put_stubs(files, names: list[str]) -> list[dict]:
+    """A stub in the place of each library of `names`."""
+    from builder.slim import stub, stubs
+
+    made = []
+    for path in sorted(files.sizes):
+        name = stubs.of_file(path.name, files.package(path), names)
+        if name and not path.is_symlink():
+            made.append({"path": str(path), "package": files.package(path)} | stub.replace(path, name).to_json())
+    count(files, STUBS)
+    return made
+
+
+def slim(files, settings: dict) -> list[dict]:
+    """The report on each library with GPU code."""
     from builder.slim import tree
     from builder.slim.chips import Chip
 
-    try:
-        gpus = tuple(map(Chip.parse, settings["gpus"]))
-        found = tree.slim([folder], gpus, settings["profile"], cuobjdump=CUOBJDUMP, load=True)
-        fault = found.failure()
-    except BuilderError as exc:
-        fault = exc
-    if fault:
-        sys.exit(f"prune: {fault.message}" + (f"\nhint: {fault.hint}" if fault.hint else ""))
+    gpus = tuple(map(Chip.parse, settings["gpus"]))
+    found = tree.slim([files.venv], gpus, settings["profile"], cuobjdump=CUOBJDUMP, load=True)
+    if fault := found.failure():
+        raise fault
+    count(files, CAUSE)
     return found.to_json()["files"]
 
 

@@ -197,6 +197,17 @@ def test_the_labels_say_what_was_changed_and_that_it_must_not_be_passed_on(
     assert labels.get("builder.redistribution") == redistribution
 
 
+def test_stubs_alone_need_no_proof_and_are_named_in_a_label() -> None:
+    text = dockerfile(spec(engine="transformers", version=next(iter(TORCH)), image='cuda: "13"\n  stubs: [curand, cufft]'))
+    stages = stages_of(text)
+    assert "proof" not in stages
+    assert "source=slim,target=/run/slim" in stages["wheels-torch"]
+    assert "/run/proof" not in text
+    assert "slimmed" in stages
+    assert labels_of(text)["builder.stubs"] == "curand,cufft"
+    assert labels_of(text)["builder.prune"] == "none"
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [

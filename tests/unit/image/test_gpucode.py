@@ -51,8 +51,19 @@ JIT = ROW | {
 }
 
 
-def record(layer: str, *rows: dict[str, Any], gpus: tuple[str, ...] = ("9.0", "8.0")) -> bytes:
-    return json.dumps({"layer": layer, "gpus": gpus, "profile": "oss", "libraries": rows}).encode()
+STUB = {
+    "path": "/opt/venv/lib/libcufft.so.12",
+    "package": "nvidia-cufft",
+    "stub": "cufft",
+    "bytes_before": 300_000_000,
+    "bytes_after": 9_000,
+}
+
+
+def record(
+    layer: str, *rows: dict[str, Any], gpus: tuple[str, ...] = ("9.0", "8.0"), stubs: tuple[dict[str, Any], ...] = ()
+) -> bytes:
+    return json.dumps({"layer": layer, "gpus": gpus, "profile": "oss", "libraries": rows, "stubs": stubs}).encode()
 
 
 def made(folder: Path, *more: dict[str, bytes]) -> Path:
@@ -103,6 +114,16 @@ def test_people_programs_and_the_page_are_told_the_same(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_stubs_are_told_also_where_nothing_was_pruned(tmp_path: Path) -> None:
+    path = image(tmp_path / "i.tar", {"opt/builder/slim/fft.json": record("fft", gpus=(), stubs=(STUB,))})
+    page = tmp_path / "page.html"
+    said = CliRunner().invoke(command, ["report", str(path), "--html", str(page)], catch_exceptions=False).stdout
+    assert "libcufft.so.12  nvidia-cufft  286 MiB  8.79 KiB  cufft" in said
+    assert "GPU code" not in said
+    assert "libcufft.so.12" in page.read_text()
+    assert "<h2>GPU code" not in page.read_text()
+
+
 def test_an_image_that_names_no_chips_has_no_such_part(tmp_path: Path) -> None:
     found = report(image(tmp_path / "i.tar", {"etc/x": b"y"}), "r/m:1")
     assert found.gpu_code is None
@@ -118,9 +139,18 @@ def test_a_record_that_a_later_layer_removes_is_not_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b"{}", b'{"gpus": 1, "profile": "oss", "layer": "x", "libraries": []}', record("x", {"path": "p"}),
-     record("x", ROW | {"before": [1]}), record("x", ROW | {"zeroed": "many"}), b'{"gpus": [' + b"[" * 100_000],
-)  # fmt: skip
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"gpus": 1, "profile": "oss", "layer": "x", "libraries": []}',
+        record("x", {"path": "p"}),
+        record("x", ROW | {"before": [1]}),
+        record("x", ROW | {"zeroed": "many"}),
+        record("x", stubs=({"path": "p"},)),
+        b'{"gpus": [' + b"[" * 100_000,
+    ],
+)
 def test_a_record_of_another_form_is_named(body: bytes, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"/opt/builder/slim/x\.json: not a record of GPU code"):
         report(image(tmp_path / "i.tar", {"opt/builder/slim/x.json": body}), "r/m:1")

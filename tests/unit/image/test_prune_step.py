@@ -15,6 +15,7 @@ from builder import resources
 from builder.image import context, gpucode
 from builder.image import trim as rules
 from builder.image.dockerfile import EPOCH
+from builder.slim import stub
 from tests import fatbins
 from tests.unit.test_shipped import copied
 
@@ -46,10 +47,11 @@ class Stage:
             (root / name).write_text(text)
         (root / "trim.json").write_text(json.dumps(rules.settings(EPOCH)))
         self.cuobjdump('exec python3 -c "$LISTER" "$@"')
-        self.settings(gpus=["9.0"], profile="oss")
+        self.settings()
 
     def settings(self, **changes: Any) -> None:
-        (self.root / "prune.json").write_text(json.dumps(changes))
+        usual = {"gpus": ["9.0"], "profile": "oss", "stubs": []}
+        (self.root / "prune.json").write_text(json.dumps(usual | changes))
 
     def cuobjdump(self, script: str) -> None:
         """A program in the place of NVIDIA's; the real one reads real wheels in tests/integration."""
@@ -150,7 +152,7 @@ def test_nothing_of_it_is_in_a_layer_that_the_licence_leaves_alone(stage: Stage,
 
 
 def test_profile_all_changes_what_the_licence_forbids_to_change(stage: Stage) -> None:
-    stage.settings(gpus=["9.0"], profile="all")
+    stage.settings(profile="all")
     stage.install("closed", CLOSED, "a.so")
     assert stage.run().returncode == 0
     found = stage.record()
@@ -196,3 +198,31 @@ def test_a_proof_that_fails_ends_the_build_with_the_reason(stage: Stage, lister:
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (stage.out / "1").exists()
+
+
+def test_a_stub_takes_a_librarys_place_and_the_bytes_are_counted(stage: Stage) -> None:
+    stage.settings(gpus=[], stubs=["curand"])
+    stage.install("nvidia-curand", CLOSED, "libcurand.so.10", "libother.so.10")
+    other = (stage.site / "nvidia-curand/libother.so.10").stat().st_size
+    done = stage.run()
+    assert done.returncode == 0, done.stderr
+    found = stage.record()
+    assert found
+    assert [(one.name, one.stub, one.package) for one in found.stubs] == [("libcurand.so.10", "curand", "nvidia-curand")]
+    assert found.libraries == ()
+    made = stage.kept("libcurand.so.10")
+    assert stub.is_stub(made)
+    assert stage.kept("libother.so.10").stat().st_size == other
+    [gone] = [one for one in stage.layer()["dropped"] if one["cause"] == "libraries with a stub in their place"]
+    assert gone["bytes"] == found.stubs[0].before - made.stat().st_size
+
+
+def test_a_file_that_cannot_be_stubbed_ends_the_build_with_the_reason(stage: Stage) -> None:
+    stage.settings(stubs=["curand"])
+    stage.install("nvidia-curand", CLOSED, "libcurand.so.10")
+    (stage.site / "nvidia-curand/libcurand.so.10").write_bytes(b"not a library")
+    done = stage.run()
+    assert done.returncode == 1
+    assert done.stderr.startswith("prune: ")
+    assert "libcurand.so.10" in done.stderr
+    assert "Traceback" not in done.stderr
