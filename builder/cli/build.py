@@ -50,6 +50,7 @@ def command(
     """
     from builder import pipeline
     from builder.config import lock
+    from builder.image import stubs
 
     if sign is not None and not push:
         raise ConfigError("--sign: signs an image in its registry", hint="add --push")
@@ -58,6 +59,8 @@ def command(
     if oci is not None:
         _refuse_full(oci)
     locked = lock.section(loaded.lock_path, "image")
+    for doubt in stubs.warnings(loaded.spec):
+        session.say(f"warning: {doubt}")
     pinned = str(locked.get("base_digest", "")) if locked.get("base") == loaded.spec.image.base and not update_base else ""
     built = pipeline.build_image(
         loaded,

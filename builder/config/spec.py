@@ -65,6 +65,8 @@ ChunkSize = Annotated[
 ]
 Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)*([-+.a-z0-9]*)$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+StubName = Literal["cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nccl", "nvjitlink", "nvshmem"]
+"""The names of builder/slim/stubs.py, which says what each stands for; a test compares the two."""
 
 
 def _become(schema: dict[str, Any], other: dict[str, Any]) -> None:
@@ -211,6 +213,8 @@ class Image(Section):
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[a-z0-9,._-]+\])?={2,3}[0-9][A-Za-z0-9.+!]*$")], ...
     ] = ()
     """Further wheels to install, pinned: ["lmcache==0.4.2"]."""
+    stubs: Annotated[tuple[StubName, ...], AfterValidator(_once)] = ()
+    """Libraries that are linked but not used, replaced by stubs that name themselves when called: ["curand", "cufft"]."""
     jit: bool | None = None
     """Whether the image carries the compiler and headers to compile kernels with at run time; null: as the engine needs."""
     final: Literal["slim", "distroless", "dev"] = "slim"
@@ -233,6 +237,13 @@ class Image(Section):
     """Environment of the server."""
     labels: dict[str, str] = {}
     """Further OCI labels."""
+
+    @field_validator("stubs")
+    @classmethod
+    def _of_cuda(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("cuda") == "none":
+            raise ValueError('expected [] where image.cuda is "none": such an image has none of these libraries')
+        return value
 
 
 class Warmup(Section):

@@ -1,0 +1,71 @@
+"""Which stubs an engine was seen to start with: the record behind what `builder build` says of image.stubs.
+
+A stub that the engine calls ends its process, so a set is kept only where it has been tried. The build tries the start: its
+smoke stage imports the engine as the image's user. What answers a request is tried by `builder verify`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from builder.config.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """One set, with the release that it was tried on. how: what was run, and on what."""
+
+    engine: str
+    version: str
+    stubs: frozenset[str]
+    how: str
+
+
+PROVEN = (
+    Proven(
+        "transformers",
+        "5.23.0",
+        frozenset(("cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nccl", "nvjitlink", "nvshmem")),
+        "torch 2.13.0 for CUDA 13: the smoke stage's imports and a small model's answer, on a CPU, all symbols bound at load",
+    ),
+)
+PARALLEL = (
+    "--tensor-parallel-size",
+    "-tp",
+    "--tp",
+    "--tp-size",
+    "--pipeline-parallel-size",
+    "-pp",
+    "--data-parallel-size",
+    "-dp",
+)
+"""Arguments of vLLM and SGLang that ask for more than one GPU, and so for NCCL."""
+
+
+def warnings(spec: Spec) -> list[str]:
+    """One sentence per doubt about image.stubs; none where the set is proven for this release of the engine."""
+    return [one for one in (_unproven(spec), _parallel(spec)) if one]
+
+
+def _unproven(spec: Spec) -> str:
+    image = spec.image
+    here = [one for one in PROVEN if (one.engine, one.version) == (image.engine.name, image.engine.version)]
+    if not image.stubs or any(one.stubs.issuperset(image.stubs) for one in here):
+        return ""
+    best = max(here, key=lambda one: len(one.stubs & set(image.stubs)), default=None)
+    beyond = [name for name in image.stubs if best is None or name not in best.stubs]
+    return (
+        f"image.stubs: {', '.join(beyond)} untried with {image.engine.name} {image.engine.version}; "
+        "the smoke stage proves that the engine starts, `builder verify` that it answers"
+    )
+
+
+def _parallel(spec: Spec) -> str:
+    if "nccl" not in spec.image.stubs:
+        return ""
+    words = [word for arg in spec.serve.args for word in arg.split("=")]
+    for name, value in pairwise(words):
+        if name in PARALLEL and value != "1":
+            return f"image.stubs: nccl, and serve.args: {name} {value}: the engine needs NCCL for that and will stop"
+    return ""
