@@ -99,12 +99,12 @@ def ptx(chip: str, size: int = 2048) -> bytes:
 
 def make(
     folder: Path, name: str, containers: list[Container], *, section: str = ".nv_fatbin", relocations: bool = True,
-    debug: bool = False,
+    debug: bool = False, flags: tuple[str, ...] = (),
 ) -> Path:  # fmt: skip
     """FOLDER/NAME, a shared object that holds `containers` in `section`.
 
     relocations: a pointer to each container, filled in by the loader, as cudart registers them; without: addressed from code,
-    so that no container may move.
+    so that no container may move.  flags: more of gcc's.
     """
     offsets, blob = [], b""
     for one in containers:
@@ -128,7 +128,7 @@ def make(
         for word, value in words.items():
             text = text.replace(f"@{word}@", value)
         (build / file).write_text(text)
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-nostdlib", *(["-g"] if debug else []), "-o", str(folder / name)]
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-nostdlib", *(["-g"] if debug else []), *flags, "-o", str(folder / name)]
     done = subprocess.run([*command, "code.c", "blob.s"], cwd=build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(build)

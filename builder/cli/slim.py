@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -74,6 +75,8 @@ def command(
         raise ConfigError("--verify proves what --dry-run does not write", hint="leave one of them out")
     wanted = _chips(session, gpus, file)
     program = proof.find_cuobjdump(cuobjdump) if verify else None
+    if output is not None and not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ConfigError(f"{output}: cannot be written", hint="name another file for --report")
     if profile == "all":
         session.say(ALL)
     task = session.progress.add("slim", unit="libraries")

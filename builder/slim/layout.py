@@ -83,12 +83,13 @@ class Layout:
         if written.size != self.size:
             raise Mismatch(f"the result has {written.size:,} bytes; expected {self.size:,}")
         words = sorted(self.words)
+        longest = max((len(word) for _, word in words), default=0)
         at = 0
         for piece in self.pieces:
             for done in range(0, piece.size, BLOCK):
                 size = min(BLOCK, piece.size - done)
                 wanted = source.read(piece.source + done, size) if piece.source is not None else bytes(size)
-                if written.read(at, size) != _over(wanted, at, words):
+                if written.read(at, size) != _over(wanted, at, words, longest):
                     raise Mismatch(f"bytes {at:,} to {at + size:,} of the result are not what was written")
                 at += size
 
@@ -107,9 +108,8 @@ class Layout:
             put(descriptor, word, offset)
 
 
-def _over(block: bytes, at: int, words: Sequence[tuple[int, bytes]]) -> bytes:
-    """`block`, which begins at `at`, with those of the sorted `words` in it that reach into it."""
-    longest = max((len(word) for _, word in words), default=0)
+def _over(block: bytes, at: int, words: Sequence[tuple[int, bytes]], longest: int) -> bytes:
+    """`block`, which begins at `at`, with those of the sorted `words` in it that reach into it; none has over `longest`."""
     first = bisect.bisect_left(words, (at - longest, b""))
     last = bisect.bisect_left(words, (at + len(block), b""))
     made = bytearray(block)

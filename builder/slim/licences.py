@@ -136,7 +136,7 @@ PERMISSIVE = {
     "NCSA", "PSF-2.0", "Python-2.0", "Unlicense", "UPL-1.0", "Zlib",
 }  # fmt: skip
 WORDS = (
-    (re.compile(r"(the )?apache( software)?( license|-)?,? ?(version |v)?(2(\.0)?)?(, january 2004.*)?$"), "Apache-2.0"),
+    (re.compile(r"(the )?apache( software)?( license|-)?,? ?(version |v)?(2(\.0)?)?$"), "Apache-2.0"),
     (re.compile(r"(the )?mit( license)?$"), "MIT"),
     (re.compile(r"(the )?(new |modified |3-clause )?bsd([- ][23][- ]clause)?( license)?$"), "BSD-3-Clause"),
     (re.compile(r"isc( license.*)?$"), "ISC"),
@@ -192,7 +192,15 @@ def _stated(metadata: str) -> str:
     classes = [text.rsplit(" :: ", 1)[-1] for name, text in found if name == "Classifier" and text.startswith("License ")]
     words = [text.strip() for name, text in found if name != "Classifier" and text.strip().upper() not in ("", "UNKNOWN")]
     ordered = [one for one in classes if "Proprietary" in one] + words + [one for one in classes if one != "OSI Approved"]
-    return ordered[0][:120] if ordered else ""
+    return _short(ordered[0]) if ordered else ""
+
+
+def _short(stated: str) -> str:
+    """The name of a licence whose whole text stands there."""
+    text = " ".join(stated.split())
+    if re.match(r"apache license,? version 2\.0, january 2004 ", text, re.I):
+        return "Apache-2.0"
+    return "MIT" if re.match(r"(the )?mit license \W?copyright", text, re.I) else text[:120]
 
 
 def permissive(expression: str) -> bool:

@@ -91,6 +91,8 @@ def prune(source: Path, target: Path | None, gpus: Sequence[Chip]) -> Pruned:
         try:
             whole = elf.read(opened.source)
             plan = _plan(opened.source, whole, gpus)
+            if plan.changes:
+                check(whole, size)  # a file that a loader would refuse is not ours to change
         except Unfit as exc:
             return Pruned("left", size, size, reason=exc.reason, error=exc.error)
         found = _counted(plan, gpus)
@@ -250,7 +252,8 @@ def _prove(source: Source, made: Layout, written: Source, result: Pruned, gpus: 
 def check(whole: Elf, size: int) -> None:
     """What a loader asks of program headers (System V gABI, chapter 5; glibc's elf/dl-load.c). Raises Unfit("header")."""
     loads = [s for s in whole.segments if s.kind == PT_LOAD]
-    for one, after in zip(loads, [*loads[1:], None], strict=True):
+    for number, one in enumerate(loads):
+        after = loads[number + 1] if number + 1 < len(loads) else None
         if one.align > 1 and one.offset % one.align != one.vaddr % one.align:
             raise Unfit("header", f"a LOAD segment's offset {one.offset:#x} and address {one.vaddr:#x} disagree")
         if after and after.vaddr < one.vaddr + one.memsz:

@@ -2,10 +2,11 @@
 
 Addresses of everything else stay. One LOAD segment becomes two, with a gap between them in memory; what lay behind the gap
 moves in the file only. That is safe where every way to a container is known. The CUDA runtime reaches them by wrappers
-(magic 0x466243B1, version, pointer), and the loader fills the pointers. So it is done only if each container is the target
-of such a pointer, and nothing else points into the section: no symbol, no other relocation. Code that computes a container's
-address itself could not be seen, but it would leave that container without a wrapper's pointer: then the file is repacked in
-place, and its freed bytes stay as zeros.
+(magic 0x466243B1, version, pointer), and the loader fills the pointers. So it is done only if each container that moves is
+the target of such a pointer, and nothing else points into the section: no symbol, no other relocation. Code that computes a
+container's address itself could not be seen, but it leaves that container without a wrapper's pointer (cuSPARSE, cuSOLVER,
+cuRAND have one, the first of the section, which so stays where it is). Where such a one would have to move, the file is
+repacked in place, and its freed bytes stay as zeros.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ WRAPPER = 0x466243B1
 PAGE = 4096
 SHT_SYMTAB, SHT_DYNSYM, STT_SECTION = 2, 11, 3
 SYMBOL = struct.Struct("<IBBHQQ")
+SYMBOLS = 65_536  # at a time
 Held = Sequence["tuple[Container, Sequence[int]]"]
 """Containers, and the numbers of the entries that each keeps."""
 
@@ -124,7 +126,7 @@ def _load(elf: Elf, section: Section) -> Segment:
 
 
 def _pointers(source: Source, elf: Elf, section: Section, moved: dict[int, int]) -> Iterator[tuple[int, bytes]]:
-    """The words to change: every pointer into the section is a wrapper's, to a container; every container has one."""
+    """The words to change: every pointer into the section is a wrapper's, to a container; every one that moves has one."""
     reached = set()
     for pointer in pointers(source, elf):
         if not section.addr <= pointer.target < section.addr + section.size:
@@ -136,7 +138,7 @@ def _pointers(source: Source, elf: Elf, section: Section, moved: dict[int, int])
             raise Unmovable("a pointer to a container is in no wrapper")
         reached.add(pointer.target)
         yield pointer.field, struct.pack("<Q", moved[pointer.target])
-    if missing := len(moved) - len(reached):
+    if missing := sum(old != new and old not in reached for old, new in moved.items()):
         raise Unmovable(f"{missing} of {len(moved)} containers are reached by no wrapper's pointer")
 
 
@@ -145,16 +147,17 @@ def _symbols(source: Source, elf: Elf, section: Section, moved: dict[int, int]) 
     for table in elf.sections:
         if table.kind not in (SHT_SYMTAB, SHT_DYNSYM):
             continue
-        raw = source.read(table.offset, table.size // SYMBOL.size * SYMBOL.size)
-        for number, (_, info, _, where, value, _) in enumerate(SYMBOL.iter_unpack(raw)):
-            if where != section.index:
-                continue
-            if table.kind == SHT_DYNSYM:
-                raise Unmovable("the loader knows a symbol in .nv_fatbin")
-            if info & 15 != STT_SECTION:
-                if value not in moved:
-                    raise Unmovable("a symbol is inside .nv_fatbin")
-                yield table.offset + SYMBOL.size * number + 8, struct.pack("<Q", moved[value])
+        for at in range(table.offset, table.end - SYMBOL.size + 1, SYMBOL.size * SYMBOLS):
+            count = min(SYMBOLS, (table.end - at) // SYMBOL.size)
+            for number, (_, info, _, where, value, _) in enumerate(SYMBOL.iter_unpack(source.read(at, count * SYMBOL.size))):
+                if where != section.index:
+                    continue
+                if table.kind == SHT_DYNSYM:
+                    raise Unmovable("the loader knows a symbol in .nv_fatbin")
+                if info & 15 != STT_SECTION:
+                    if value not in moved:
+                        raise Unmovable("a symbol is inside .nv_fatbin")
+                    yield at + SYMBOL.size * number + 8, struct.pack("<Q", moved[value])
 
 
 def _place(made: Layout, container: Container, kept: Sequence[int], place: int) -> None:
