@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -28,12 +29,19 @@ __asm__(".symver one_v2, one@@V2");
 int table[6] = {1, 2, 3};
 extern int alias[6] __attribute__((alias("table")));
 char wide[64] __attribute__((aligned(64))) = "x";
+char odd[3] = "o";
+char page[128] __attribute__((aligned(32))) = "p";
+__attribute__((visibility("protected"))) int guarded(void) { return 3; }
 __thread long per_thread = 7;
 static int chosen_one(void) { return 5; }
 static int (*pick(void))(void) { return chosen_one; }
 int chosen(void) __attribute__((ifunc("pick")));
 """
-VERSIONS = "V1 { global: plain; weakly; table; alias; wide; local: one_v*; }; V2 { global: per_thread; chosen; } V1; V3 { } V2;"
+VERSIONS = """
+V1 { global: plain; weakly; table; alias; wide; odd; page; guarded; local: one_v*; };
+V2 { global: per_thread; chosen; } V1;
+V3 { } V2;
+"""
 IMPORTER = """
 extern int plain(void), one(void), one_old(void), chosen(void);
 __asm__(".symver one_old, one@V1");
@@ -67,7 +75,7 @@ def test_an_importer_of_versions_data_and_tls_loads_with_everything_bound(pair: 
     assert call(importer, "same", library_path=library.parent).stdout == "1\n"
     assert call(importer, "weak_is_there", library_path=library.parent).stdout == "1\n"
     assert stub.missing(original, symbols.read(library), [asking]) == ()
-    assert (done.functions, done.data, done.left_out) == (5, 4, {})
+    assert (done.functions, done.data, done.left_out) == (6, 6, {})
     assert symbols.read(library).versions == original.versions
     assert symbols.read(library).needed == ()
 
@@ -113,6 +121,16 @@ def test_a_thread_ends_the_process_too(pair: tuple[Path, Path]) -> None:
         "import threading; l = ctypes.CDLL(sys.argv[1]); t = threading.Thread(target=lambda: l.plain()); t.start(); t.join()"
     )
     assert call(pair[0], "plain", before=f"{threaded}; print('alive')").stdout == ""
+
+
+def test_data_keeps_its_size_and_alignment(pair: tuple[Path, Path]) -> None:
+    before = {one.name: one for one in symbols.read(pair[0]).exports if one.kind == "object" and not one.absolute}
+    stub.replace(pair[0], "curand")
+    after = {one.name: one for one in symbols.read(pair[0]).exports if one.kind == "object" and not one.absolute}
+    assert {name: one.size for name, one in after.items()} == {name: one.size for name, one in before.items()}
+    assert (after["wide"].value % 64, after["page"].value % 32, after["table"].value % 4) == (0, 0, 0)
+    spans = sorted((one.value, one.value + one.size) for name, one in after.items() if name != "alias")
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_dlsym_finds_what_no_importer_names(tmp_path: Path) -> None:
