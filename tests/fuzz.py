@@ -30,6 +30,8 @@ from typing import Any
 from builder.errors import BuilderError, IntegrityError
 from builder.format import gguf, manifest, safetensors
 from builder.format.volume import MARKER, marker_digest
+from builder.slim import prune
+from builder.slim.chips import Chip
 from builder.transfer.journal import Journal
 from builder.weights import sign
 from tests.attacks import hostile
@@ -150,6 +152,22 @@ def fuzz_marker(body: bytes) -> None:
         require(found is None or (manifest.is_digest(found) and found.encode() in body), f"marker {found!r}")
 
 
+def fuzz_shared_object(body: bytes) -> None:
+    """A library of any bytes is pruned or left; it is only read, and what comes out holds what it held for the chip."""
+    with tempfile.TemporaryDirectory(prefix="builder-fuzz-") as folder:
+        path, target = Path(folder) / "lib.so", Path(folder) / "out.so"
+        path.write_bytes(body)
+        result = prune.prune(path, target, [Chip(9, 0)])  # which reads its result again and compares
+        require(path.read_bytes() == body, "the source was changed")
+        require(target.exists() == (result.status == "pruned"), f"a target, and {result.status}")
+        if result.status == "left":
+            raise IntegrityError(f"f: {result.reason}")
+        if result.status == "pruned":
+            require(target.stat().st_size == result.size_after <= len(body), f"{result.size_after} bytes of {len(body)}")
+            require("sm_80" not in (result.after or {}), "code for another chip")
+            require(prune.prune(target, None, [Chip(9, 0)]).status == "nothing-to-drop", "pruned twice")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": fuzz_safetensors,
     "gguf": fuzz_gguf,
@@ -157,6 +175,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "sig": fuzz_sig,
     "journal": fuzz_journal,
     "marker": fuzz_marker,
+    "shared_object": fuzz_shared_object,
 }
 
 

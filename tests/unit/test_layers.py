@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "format": {"", "errors", "format"},
     "transfer": {"", "errors", "format", "transfer"},
     "runtime": {"", "errors", "format", "transfer", "runtime"},
+    "slim": {"", "errors", "slim"},
     "config": BASE | {"format", "config"},
     "doctor": BASE | {"stores", "image"},
     "render": BASE | {"format", "render"},
@@ -29,8 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores": BASE | {"format", "transfer", "stores"},
     "engines": BASE | {"format", "engines"},
     "weights": BASE | {"format", "transfer", "models", "stores", "engines", "weights"},
-    "slim": {"", "errors", "slim"},
-    "image": BASE | {"format", "config", "render", "slim", "image"},
+    "image": BASE | {"format", "slim", "config", "render", "image"},
     "node": BASE | {"format", "transfer", "config", "render", "node"},
     "verify": BASE | {"format", "transfer", "config", "render", "runtime", "verify"},
 }

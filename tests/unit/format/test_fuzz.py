@@ -46,6 +46,12 @@ def test_a_damaged_journal_or_marker_is_no_error(target: str, seed: int) -> None
     mutated(target, seed)
 
 
+@given(seed=st.integers(0, 1 << 32))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_library_is_pruned_or_left(seed: int) -> None:
+    mutated("shared_object", seed)
+
+
 def mutated(target: str, seed: int) -> None:
     draw, seeds = random.Random(seed), list(SEEDS[target].values())
     fuzz.check(target, fuzz.mutate(target, draw.choice(seeds), draw, seeds))
