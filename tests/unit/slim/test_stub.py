@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import stat
@@ -361,3 +362,14 @@ def test_a_file_is_matched_by_name_and_wheel() -> None:
     assert stubs.of_file("libcufft.so.12.bak", "", every) == ""
     with pytest.raises(ConfigError, match="cublas"):
         stubs.of_file("libcublas.so.13", "", ["cublas"])
+
+
+def test_the_page_says_of_each_what_the_table_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "stubs.md").read_text()
+    table = page.split("## Which there are")[1].split("##")[0]
+    rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in table.splitlines()) if row[0] in stubs.NAMES}
+    assert tuple(rows) == stubs.NAMES
+    for one in stubs.STUBS:
+        name, file, _, loses, *callers = rows[one.name]
+        assert (name, loses, ", ".join(callers)) == (one.name, one.loses, ", ".join(one.callers))
+        assert re.fullmatch(one.files, f"{file}.so.12")
