@@ -26,6 +26,7 @@ COMMANDS = {
     "render": ("builder.cli.render", "Print the Dockerfile."),
     "lint": ("builder.cli.lint", "Find in Dockerfiles what makes a CUDA image large, slow or unsafe."),
     "build": ("builder.cli.build", "Build the serving image."),
+    "slim": ("builder.cli.slim", "Take the GPU code for other chips out of shared libraries."),
     "image": ("builder.cli.image", "Report on an image; scan it for secrets and weights."),
     "verify": ("builder.cli.verify", "Load-test the built image: phases, correctness, budgets."),
     "bake": ("builder.cli.bake", "Write and verify a pre-seeded node volume."),

@@ -1,0 +1,248 @@
+"""Many files: find the libraries, let the profile decide, prune, prove, and put each result in its place.
+
+    find ──▶ decide ──▶ prune ──▶ prove ──▶ put      each file for itself, several at a time, the largest first
+    (walk)   (licences) (prune)   (proof)   (swap)
+
+A file is replaced whole or not touched; a run that ends early leaves whole files only, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import errno
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import BuilderError, CapabilityError, ConfigError
+from builder.slim import licences, proof, swap
+from builder.slim.chips import Chip
+from builder.slim.layout import Mismatch
+from builder.slim.owners import Owners
+from builder.slim.prune import Pruned, prune
+from builder.slim.report import Fault, Item, Report, weight
+from builder.slim.walk import Found, find
+
+WRONG_USE = {"not-elf", "class", "byte-order", "machine", "nothing-left"}
+REPORT = "the file is as it was; report its package and version, and what is said above"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file's work, as a process gets it. cuobjdump, load: which proofs to run before the file is put in its place."""
+
+    found: Found
+    gpus: tuple[Chip, ...]
+    modify: bool
+    cuobjdump: Path | None
+    load: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job. packed_before, packed_after: see Item."""
+
+    pruned: Pruned | None = None
+    packed_before: int = 0
+    packed_after: int = 0
+    notes: tuple[str, ...] = ()
+    fault: Fault | None = None
+
+
+def slim(
+    paths: Sequence[Path],
+    gpus: tuple[Chip, ...],
+    profile: str,
+    *,
+    packages: dict[str, str] | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+    cuobjdump: Path | None = None,
+    load: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Report:
+    """Every library in `paths` without the GPU code that none of `gpus` can use.
+
+    packages: pattern of a file's name → the package that it belongs to, in place of what dist-info says.
+    workers: processes; None: one per core.  progress: called with each file's path and bytes, when it is done.
+    cuobjdump: the program that must list what is kept.  load: every pruned library must load as the original does.
+    Faults of files are in the report, and `Report.failure` makes an error of them; those of a file that was named, or that
+    the machine could not write. Raises ConfigError, before anything is done, for a path that is not there.
+    """
+    if profile not in licences.PROFILES:
+        raise ConfigError(f"profile {profile!r}: expected one of {', '.join(licences.PROFILES)}")
+    if not gpus:
+        raise ConfigError("no chip is named to keep code for", hint="--gpu 9.0 is an H100")
+    seen = find(paths, clean=not dry_run)
+    owners = Owners()
+    decisions = [_decide(one, profile, owners, packages or {}) for one in seen]
+    jobs = [
+        Job(one, gpus, decision.modify and not one.outside and not dry_run, cuobjdump, load)
+        for one, decision in zip(seen, decisions, strict=True)
+    ]
+    outcomes = _run(jobs, workers or os.cpu_count() or 1, progress)
+    items = [_item(*one, dry_run) for one in zip(seen, decisions, outcomes, strict=True)]
+    return Report(
+        gpus=tuple(map(str, gpus)),
+        profile=profile,
+        dry_run=dry_run,
+        verified=bool(cuobjdump or load) and not dry_run,
+        files=tuple(sorted((one for one in items if one.status != "no-gpu-code"), key=lambda one: one.path)),
+        plain=sum(one.status == "no-gpu-code" for one in items),
+    )
+
+
+def _decide(found: Found, profile: str, owners: Owners, packages: dict[str, str]) -> licences.Decision:
+    package, metadata = owners.of(found.real)
+    for pattern, named in packages.items():
+        if found.real.match(pattern):
+            package, metadata = named, ""
+    return licences.decide(profile, found.real.name, package, metadata)
+
+
+def _run(jobs: list[Job], workers: int, progress: Callable[[str, int], None] | None) -> list[Outcome]:
+    """One outcome per job, in the order of `jobs`. A fault of the machine ends it: the rest would only meet the same."""
+    outcomes = [Outcome(fault=Fault("", "")) for _ in jobs]
+    largest = sorted(range(len(jobs)), key=lambda i: -jobs[i].found.size)
+
+    def note(index: int, outcome: Outcome) -> bool:
+        outcomes[index] = outcome
+        if progress:
+            progress(jobs[index].found.shown, jobs[index].found.size)
+        return bool(outcome.fault and outcome.fault.kind == CapabilityError.code)
+
+    if min(workers, len(jobs)) < 2:
+        for index in largest:
+            if note(index, work(jobs[index])):
+                break
+        return outcomes
+    # Processes started afresh: a fork of a program that draws its progress from a thread may hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (os.getpid(),)) as pool:
+        waiting = {pool.submit(work, jobs[index]): index for index in largest}
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                if not done.cancelled() and note(waiting[done], _result(done, jobs[waiting[done]])):
+                    pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return outcomes
+
+
+def _result(done: concurrent.futures.Future[Outcome], job: Job) -> Outcome:
+    try:
+        return done.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        message = f"{job.found.shown}: the process that read it was ended, perhaps for want of memory"
+        return Outcome(fault=Fault(CapabilityError.code, message, "run it again with fewer --workers"))
+
+
+def _begin(parent: int) -> None:
+    """In each new process: end with the parent, however it ends, and leave Ctrl-C to it."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def work(job: Job) -> Outcome:
+    """Prune one file, prove the result, put it in its place. Any fault leaves the file as it was."""
+    shown = job.found.shown
+    try:
+        if not job.modify:
+            return _look(job)
+        with swap.locked(job.found.real) as old:
+            return _replace(job, old)
+    except BuilderError as exc:
+        return Outcome(fault=Fault(exc.code, exc.message, exc.hint))
+    except Mismatch as exc:
+        return Outcome(fault=Fault("claim", f"{shown}: read again, the pruned copy is wrong: {exc}", REPORT))
+    except OSError as exc:
+        if exc.errno in FULL:
+            message = f"{shown}: no space beside it for the pruned copy: {exc.strerror}"
+            return Outcome(fault=Fault(CapabilityError.code, message, "free some, then run the same again: it goes on"))
+        message = f"{shown}: cannot be read or replaced: {exc.strerror}"
+        return Outcome(fault=Fault(CapabilityError.code, message, "write permission for its folder is needed"))
+
+
+def _look(job: Job) -> Outcome:
+    """What pruning would do."""
+    pruned = prune(job.found.real, None, job.gpus)
+    if pruned.status == "no-gpu-code":
+        return Outcome(pruned)
+    before = weight(job.found.real)
+    # The file is not written, so it cannot be weighed: in proportion. GPU code weighs more than the rest, so this is too much.
+    after = round(before * (pruned.size_after - pruned.zeroed) / max(1, pruned.size_before))
+    return Outcome(pruned, before, after)
+
+
+def _replace(job: Job, old: os.stat_result) -> Outcome:
+    path = job.found.real
+    new = swap.beside(path)
+    try:
+        pruned = prune(path, new, job.gpus)
+        if pruned.status != "pruned":
+            before = 0 if pruned.status == "no-gpu-code" else weight(path)
+            return Outcome(pruned, before, before)
+        before, after = weight(path), weight(new)
+        fault, notes = _prove(job, new)
+        if fault:
+            return Outcome(
+                pruned, before, before, fault=Fault("claim", f"{job.found.shown}: pruned, it fails: {fault}", REPORT)
+            )
+        swap.put(new, (path, *job.found.links), old)
+        return Outcome(pruned, before, after, notes)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _prove(job: Job, new: Path) -> tuple[str, tuple[str, ...]]:
+    """(fault, notes): both proofs, against the original."""
+    notes = []
+    if job.cuobjdump:
+        fault, note = proof.lists(new, job.found.real, job.cuobjdump)
+        if fault:
+            return fault, ()
+        notes.append(note)
+    if job.load:
+        fault, note = proof.loads(new, job.found.real)
+        if fault:
+            return fault, ()
+        notes.append(note)
+    return "", tuple(note for note in notes if note)
+
+
+def _item(found: Found, decision: licences.Decision, outcome: Outcome, dry_run: bool) -> Item:
+    """The outcome, with the reasons why a file was left."""
+    pruned, fault = outcome.pruned, outcome.fault
+    after = outcome.packed_after
+    if fault and not fault.message:
+        status, reason, fault, after = "left", "not reached: another file's fault ended the run", None, outcome.packed_before
+    elif fault or pruned is None:
+        status, reason, after = "failed", fault.message if fault else "", outcome.packed_before
+    else:
+        status, reason = pruned.status, pruned.reason
+        if status == "left" and found.named:
+            kind = "config" if pruned.error in WRONG_USE else "integrity"
+            fault = Fault(kind, f"{found.shown}: left as it was: {reason}", _hint(pruned.error))
+        elif status == "pruned" and not decision.modify:
+            status, reason, after = "licence", decision.reason, outcome.packed_before
+        elif status == "pruned" and found.outside and not dry_run:
+            status, after = "left", outcome.packed_before
+            reason = f"{found.outside} more of its names lie elsewhere; name their folders too, or they would stay whole"
+    return Item(
+        found.shown, tuple(map(str, found.links)), decision, status, reason, pruned, outcome.packed_before, after,
+        outcome.notes, fault,
+    )  # fmt: skip
+
+
+def _hint(error: str) -> str:
+    if error == "nothing-left":
+        return "add a chip that it has code for to --gpu, or leave the file out"
+    return "give shared libraries, or a folder: what is none is passed over there" if error in WRONG_USE else "fetch it again"
