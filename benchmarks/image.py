@@ -84,11 +84,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
-    yield f"{measure.machine()}\n\n`python -m benchmarks image {' '.join(sys.argv[1:])}`\n\n{RULES if set(PARTS) & set(args.parts) else ''}"
+    yield f"{measure.machine()}\n\n`python -m benchmarks image {' '.join(sys.argv[1:])}`\n\n"
     if "ladder" in args.parts:
         yield from ladder.sections(work, args.wheels)
     if not set(PARTS) & set(args.parts):
         return
+    yield RULES
     made = [_make(*name.partition(":")[::2], work, plain=not args.no_plain) for name in args.engine or SMALL]
     if "size" in args.parts:
         yield from _sizes(made)

@@ -95,7 +95,7 @@ def sections(work: Path, wheels: Path | None) -> Iterator[str]:
 def _wheels(work: Path, given: Path | None) -> dict[str, Path]:
     loaded = load(resources.folder("images") / DESCRIPTION / "builder.yaml")
     lock = context.read_lock(loaded.folder, loaded.spec)
-    wanted = [w for layer in lock.layers if LAYERS.fullmatch(layer.name) for w in layer.wheels if not OTHERS.fullmatch(w.name)]
+    wanted = [w for layer in lock.layers if LAYERS.fullmatch(layer.name) for w in layer.wheels]
     folder = given or work / "wheels"
     if not given:
         pins = work / "wheels.txt"
@@ -146,7 +146,8 @@ def _step() -> ModuleType:
     """The build's own trim step."""
     path = resources.folder("templates") / "image/steps/trim.py"
     spec = importlib.util.spec_from_file_location("trim_step", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -167,7 +168,7 @@ def _strip(site: Path) -> None:
 
 
 def _slim(site: Path, gpus: str) -> measure.Run:
-    argv = [sys.executable, "-m", "builder", "slim", str(site), "--gpu", gpus, "--profile", "all"]
+    argv = [str(Path(sys.executable).with_name("builder")), "slim", str(site), "--gpu", gpus, "--profile", "all"]
     return measure.run(measure.Command([*argv, "--format", "json", "--progress", "none"], os.environ))
 
 
