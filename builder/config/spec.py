@@ -207,7 +207,7 @@ class Image(Section):
     """Platforms of the image, in one index where there are several; [] is that of the machine that builds."""
     cuda: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?)$")] = "none"
     """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
-    gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()
+    gpu_archs: Annotated[tuple[Annotated[str, Field(pattern=r"^[1-9]\d?\.\d$")], ...], AfterValidator(_once)] = ()
     """Compute capabilities that will run the image, in quotes: ["9.0"]. GPU code that none can use goes; [] keeps all of it."""
     prune: Literal["none", "oss", "all"] = "oss"
     """Where it goes from. oss: files whose licence allows changes; all: NVIDIA's too, not for redistribution; none: nowhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -163,6 +164,13 @@ def test_everything_that_went_in_is_named_by_digest() -> None:
         "base",
         "context",
     ]
+
+
+def test_a_tool_of_the_build_is_named_by_digest_too() -> None:
+    tool = LockLayer("cuobjdump", (Wheel("nvidia-cuda-cuobjdump", "13.5.37", (A,)),))
+    lock = dataclasses.replace(LOCK, tools=(tool,))
+    [found] = [one for one in made(lock=lock)["predicate"]["buildDefinition"]["resolvedDependencies"] if one["name"] == "tool"]
+    assert (found["digest"], found["uri"]) == ({"sha256": A}, "pkg:pypi/nvidia-cuda-cuobjdump@13.5.37")
 
 
 def test_times_are_utc_and_versions_are_told() -> None:
