@@ -47,9 +47,8 @@ def _stubs(found: GpuCode, top: int) -> list[str]:
 def runs(gpu: str, missing: tuple[str, ...], libraries: int) -> str:
     """
     >>> runs("9.0", (), 3), runs("8.0", ("libfa3.so",), 3)
-    ('9.0: code for it in all of 3', '8.0: code for it in 2 of 3; not in libfa3.so')
+    ('9.0: 3 of 3 have code for it', '8.0: 2 of 3 have code for it; not libfa3.so')
     """
-    if not missing:
-        return f"{printable(gpu)}: code for it in all of {libraries}"
     names = ", ".join(map(printable, missing[:3])) + (", ..." if len(missing) > 3 else "")
-    return f"{printable(gpu)}: code for it in {libraries - len(missing)} of {libraries}; not in {names}"
+    some = f"{libraries - len(missing)} of {libraries} have code for it"
+    return f"{printable(gpu)}: {some}" + (f"; not {names}" if missing else "")

@@ -51,7 +51,7 @@ class GpuLibrary:
         """What is out of the ordinary: why it was left, what it compiles when it starts, what is a hole now."""
         found = [f"left: {self.reason}"] if self.status in ("left", "licence") else []
         found += [f"the driver compiles {', '.join(self.jit)}"] if self.jit else []
-        found += [f"of the file {format_size(self.zeroed)} are zeros"] if self.zeroed else []
+        found += [f"of the file {format_size(self.zeroed)} are zeros"] if 100 * self.zeroed > self.size_after else []
         return "; ".join(found)
 
     def to_json(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_people_programs_and_the_page_are_told_the_same(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = CliRunner().invoke(command, ["report", str(path), "--html", str(page)], catch_exceptions=False)
     assert "GPU code for 9.0, 8.0, profile oss: 10.0 MiB of 13.8 MiB in 3 files kept" in done.stdout
-    assert "9.0: code for it in all of 3\n8.0: code for it in 0 of 3; not in libcublas.so.13, libtorch_cuda.so" in done.stdout
+    assert "9.0: 3 of 3 have code for it\n8.0: 0 of 3 have code for it; not libcublas.so.13, libtorch_cuda.so" in done.stdout
     assert "left: its licence forbids changes" in done.stdout
     told = json.loads(CliRunner().invoke(command, ["report", str(path), "--format", "json"], catch_exceptions=False).stdout)
     assert told["gpu_code"]["chips"][0] == {"chip": "sm_80", "before": 3_000_100, "after": 0}
