@@ -168,7 +168,7 @@ def _strip(site: Path) -> None:
 
 
 def _slim(site: Path, gpus: str) -> measure.Run:
-    argv = [sys.executable, "-m", "builder", "slim", str(site), "--gpu", gpus, "--profile", "all"]
+    argv = [str(Path(sys.executable).with_name("builder")), "slim", str(site), "--gpu", gpus, "--profile", "all"]
     return measure.run(measure.Command([*argv, "--format", "json", "--progress", "none"], os.environ))
 
 

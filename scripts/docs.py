@@ -1,5 +1,5 @@
 """Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec,
-docs/lint.md from the rules, and in docs/templates.md the table of what is left out.
+docs/lint.md from the rules, in docs/templates.md the table of what is left out, and in docs/slim.md the table of licences.
 
 `python scripts/docs.py --check` fails if a page is stale; a unit test calls it.
 """
@@ -18,6 +18,7 @@ from builder.cli.group import COMMANDS, group
 from builder.config import schema
 from builder.image import trim
 from builder.image.lint import RULES
+from builder.slim import licences
 
 LINT = """# Lint
 
@@ -70,13 +71,22 @@ def lint_page() -> str:
 
 
 def templates_page() -> str:
-    """The page as it is, with the table between its two marks written anew."""
-    text = (ROOT / "docs/templates.md").read_text()
-    head, mark, rest = text.partition("<!-- rules: written by `make docs` -->\n")
-    _, end, tail = rest.partition("<!-- end of rules -->")
     rows = [f"| {r.cause} | {', '.join(f'`{p}`' for p in r.patterns)} | {r.why} |" for r in trim.RULES]
     rows += [f"| symbols | `*.so*` | {trim.SYMBOLS} |", f"| duplicates | any | {trim.DUPLICATES} |"]
-    return "\n".join([head + mark, "| cause | files below site-packages | why |", "|---|---|---|", *rows, "", end]) + tail
+    return _between(
+        "docs/templates.md", "rules", "\n".join(["| cause | files below site-packages | why |", "|---|---|---|", *rows, ""])
+    )
+
+
+def slim_page() -> str:
+    return _between("docs/slim.md", "licences", licences.page())
+
+
+def _between(page: str, name: str, table: str) -> str:
+    """The page as it is, with what is between its two marks written anew."""
+    head, mark, rest = (ROOT / page).read_text().partition(f"<!-- {name}: written by `make docs` -->\n")
+    _, end, tail = rest.partition(f"<!-- end of {name} -->")
+    return f"{head}{mark}\n{table}\n{end}{tail}"
 
 
 def config_page() -> str:
@@ -143,6 +153,7 @@ def main() -> int:
         "docs/builder-yaml.md": config_page(),
         "docs/lint.md": lint_page(),
         "docs/templates.md": templates_page(),
+        "docs/slim.md": slim_page(),
         "images/builder.schema.json": schema.text(),
     }
     stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]

@@ -82,7 +82,7 @@ def command(
     task = session.progress.add("slim", unit="libraries")
 
     def done(path: str, size: int) -> None:
-        session.progress.note(task, path)
+        session.progress.note(task, printable(path))
         session.progress.advance(task, 1)
 
     report = tree.slim(

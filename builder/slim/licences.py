@@ -107,7 +107,7 @@ TABLE = (
         "TokenSpeed's Triton", ("tokenspeed-triton", "tokenspeed-mla"), (), "MIT", "License in METADATA", True,
         "tokenspeed-triton 3.9.10.post20261028",
     ),
-    Row("FlashInfer", ("flashinfer-*",), (), "Apache-2.0", "License-Expression in METADATA", True,
+    Row("FlashInfer", ("flashinfer-python",), (), "Apache-2.0", "License-Expression in METADATA", True,
         "flashinfer-python 0.7.0.post1"),
     Row("TileLang", ("tilelang",), (), "MIT", "License-Expression in METADATA", True, "tilelang 0.1.12"),
     Row(

@@ -77,12 +77,20 @@ def _like(new: Path, path: Path, old: os.stat_result) -> None:
     made = new.stat()
     if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
         os.chown(new, old.st_uid, old.st_gid)
-    for name in os.listxattr(path):
-        value = os.getxattr(path, name)
-        if name not in os.listxattr(new) or os.getxattr(new, name) != value:
+    for name, value in _attributes(path).items():
+        if _attributes(new).get(name) != value:
             os.setxattr(new, name, value)
     new.chmod(old.st_mode & 0o7777)
     os.utime(new, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def _attributes(path: Path) -> dict[str, bytes]:
+    try:
+        return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    except OSError as exc:
+        if exc.errno != errno.ENOTSUP:
+            raise
+        return {}
 
 
 def _flush(folder: Path) -> None:
@@ -109,7 +117,7 @@ def sweep(leftovers: list[Path]) -> None:
                 if begun and part.st_ino != now.st_ino:
                     path.replace(name)
                 path.unlink(missing_ok=True)
-        except CapabilityError:
-            continue
         except FileNotFoundError:
             path.unlink(missing_ok=True)
+        except (CapabilityError, OSError):  # in work, or a disk that cannot be written: then nothing here can be either
+            continue

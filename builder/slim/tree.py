@@ -9,12 +9,13 @@ A file is replaced whole or not touched; a run that ends early leaves whole file
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import ctypes
 import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from builder.slim.layout import Mismatch
 from builder.slim.owners import Owners
 from builder.slim.prune import Pruned, prune
 from builder.slim.report import Fault, Item, Report, weight
-from builder.slim.walk import Found, find
+from builder.slim.walk import Found, find, remove_leftovers
 
 WRONG_USE = {"not-elf", "class", "byte-order", "machine", "nothing-left"}
 REPORT = "the file is as it was; report its package and version, and what is said above"
@@ -52,6 +53,11 @@ class Outcome:
     packed_after: int = 0
     notes: tuple[str, ...] = ()
     fault: Fault | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether it is of the machine, so that the next file would only meet the same."""
+        return bool(self.fault and self.fault.kind == CapabilityError.code)
 
 
 def slim(
@@ -86,7 +92,9 @@ def slim(
         for one, decision in zip(seen, decisions, strict=True)
     ]
     outcomes = _run(jobs, workers or os.cpu_count() or 1, progress)
-    items = [_item(*one, dry_run) for one in zip(seen, decisions, outcomes, strict=True)]
+    if not dry_run and any(one.stops for one in outcomes):
+        remove_leftovers(paths)  # a process that was ended could not clear up
+    items = [_item(*one) for one in zip(seen, decisions, outcomes, strict=True)]
     return Report(
         gpus=tuple(map(str, gpus)),
         profile=profile,
@@ -106,41 +114,49 @@ def _decide(found: Found, profile: str, owners: Owners, packages: dict[str, str]
 
 
 def _run(jobs: list[Job], workers: int, progress: Callable[[str, int], None] | None) -> list[Outcome]:
-    """One outcome per job, in the order of `jobs`. A fault of the machine ends it: the rest would only meet the same."""
+    """One outcome per job, in the order of `jobs`; those that were not reached have a fault without a message."""
     outcomes = [Outcome(fault=Fault("", "")) for _ in jobs]
     largest = sorted(range(len(jobs)), key=lambda i: -jobs[i].found.size)
-
-    def note(index: int, outcome: Outcome) -> bool:
+    workers = min(workers, len(jobs))
+    for index, outcome in _alone(jobs, largest) if workers < 2 else _together(jobs, largest, workers):
         outcomes[index] = outcome
         if progress:
             progress(jobs[index].found.shown, jobs[index].found.size)
-        return bool(outcome.fault and outcome.fault.kind == CapabilityError.code)
+    return outcomes
 
-    if min(workers, len(jobs)) < 2:
-        for index in largest:
-            if note(index, work(jobs[index])):
-                break
-        return outcomes
-    # Processes started afresh: a fork of a program that draws its progress from a thread may hang.
+
+def _alone(jobs: list[Job], order: list[int]) -> Iterator[tuple[int, Outcome]]:
+    for index in order:
+        outcome = work(jobs[index])
+        yield index, outcome
+        if outcome.stops:
+            return
+
+
+def _together(jobs: list[Job], order: list[int], workers: int) -> Iterator[tuple[int, Outcome]]:
+    """In processes started afresh: a fork of a program that draws its progress from a thread may hang."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (os.getpid(),)) as pool:
-        waiting = {pool.submit(work, jobs[index]): index for index in largest}
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (os.getpid(),)) as pool:
+        waiting = {pool.submit(work, jobs[index]): index for index in order}
         try:
             for done in concurrent.futures.as_completed(waiting):
-                if not done.cancelled() and note(waiting[done], _result(done, jobs[waiting[done]])):
+                if done.cancelled():
+                    continue
+                index = waiting[done]
+                if isinstance(done.exception(), concurrent.futures.process.BrokenProcessPool):
+                    yield index, _ended(jobs[index])
+                    return
+                yield index, done.result()
+                if done.result().stops:
                     pool.shutdown(wait=False, cancel_futures=True)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return outcomes
 
 
-def _result(done: concurrent.futures.Future[Outcome], job: Job) -> Outcome:
-    try:
-        return done.result()
-    except concurrent.futures.process.BrokenProcessPool:
-        message = f"{job.found.shown}: the process that read it was ended, perhaps for want of memory"
-        return Outcome(fault=Fault(CapabilityError.code, message, "run it again with fewer --workers"))
+def _ended(job: Job) -> Outcome:
+    message = f"{job.found.shown}: a process was ended that read it or another file, perhaps for want of memory"
+    return Outcome(fault=Fault(CapabilityError.code, message, "run the same again with fewer --workers"))
 
 
 def _begin(parent: int) -> None:
@@ -218,7 +234,7 @@ def _prove(job: Job, new: Path) -> tuple[str, tuple[str, ...]]:
     return "", tuple(note for note in notes if note)
 
 
-def _item(found: Found, decision: licences.Decision, outcome: Outcome, dry_run: bool) -> Item:
+def _item(found: Found, decision: licences.Decision, outcome: Outcome) -> Item:
     """The outcome, with the reasons why a file was left."""
     pruned, fault = outcome.pruned, outcome.fault
     after = outcome.packed_after
@@ -233,7 +249,7 @@ def _item(found: Found, decision: licences.Decision, outcome: Outcome, dry_run: 
             fault = Fault(kind, f"{found.shown}: left as it was: {reason}", _hint(pruned.error))
         elif status == "pruned" and not decision.modify:
             status, reason, after = "licence", decision.reason, outcome.packed_before
-        elif status == "pruned" and found.outside and not dry_run:
+        elif status == "pruned" and found.outside:
             status, after = "left", outcome.packed_before
             reason = f"{found.outside} more of its names lie elsewhere; name their folders too, or they would stay whole"
     return Item(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.errors import ConfigError
+from builder.errors import CapabilityError, ConfigError
 from builder.slim import swap
 
 LEAST_BYTES = 4096  # less than the headers of any shared object with GPU code
@@ -37,7 +37,7 @@ def find(paths: Sequence[Path], *, clean: bool) -> list[Found]:
     """
     roots = [_root(path) for path in paths]
     if clean:
-        swap.sweep(sorted({left for real, _ in roots for left in _leftovers(real)}))
+        remove_leftovers(paths)
     names: dict[tuple[int, int], dict[Path, str]] = {}
     figures: dict[tuple[int, int], os.stat_result] = {}
     named = set()
@@ -49,6 +49,11 @@ def find(paths: Sequence[Path], *, clean: bool) -> list[Found]:
             if name == real:
                 named.add(key)
     return [_found(figures[key], same, key in named) for key, same in sorted(names.items(), key=lambda one: min(one[1]))]
+
+
+def remove_leftovers(paths: Sequence[Path]) -> None:
+    """What killed processes have left beside the libraries in `paths`."""
+    swap.sweep(sorted({left for path in paths for left in _leftovers(_root(path)[0])}))
 
 
 def _found(entry: os.stat_result, names: dict[Path, str], named: bool) -> Found:
@@ -91,13 +96,20 @@ def _elf(path: Path) -> bool:
 
 
 def _unreadable(exc: OSError) -> None:
-    raise ConfigError(f"{exc.filename}: cannot be listed: {exc.strerror}", hint="run it as somebody who may read it") from exc
+    raise CapabilityError(
+        f"{exc.filename}: cannot be listed: {exc.strerror}", hint="run it as somebody who may read it"
+    ) from exc
 
 
 def _leftovers(real: Path) -> Iterator[Path]:
-    folders = [(real.parent, [real.name])] if real.is_file() else ((Path(f), None) for f, _, _ in os.walk(real))
-    for folder, only in folders:
-        for entry in os.scandir(folder):
-            found = swap.LEFTOVER.fullmatch(entry.name)
-            if found and entry.is_file(follow_symlinks=False) and (only is None or found["name"] in only):
-                yield Path(entry.path)
+    if real.is_file():
+        yield from (path for path in real.parent.iterdir() if _left(path) == real.name)
+        return
+    for folder, _, names in os.walk(real, onerror=_unreadable):
+        yield from (path for name in names if _left(path := Path(folder, name)))
+
+
+def _left(path: Path) -> str:
+    """The name of the file that `path` is a leftover of; "" if it is none."""
+    found = swap.LEFTOVER.fullmatch(path.name)
+    return found["name"] if found and stat.S_ISREG(path.lstat().st_mode) else ""

@@ -113,7 +113,10 @@ def test_wrong_use_is_refused_before_anything_is_done(
 
 
 def test_the_chips_of_the_description_are_the_default(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = 'version: 1\nname: x\nmodel: {source: ./m}\nweights: {store: ./s}\nimage: {repository: r, tag: v1, engine: {name: vllm, version: "0.32.0"}, gpu_archs: ["8.0"]}\n'
+    text = (
+        "version: 1\nname: x\nmodel: {source: ./m}\nweights: {store: ./s}\n"
+        'image: {repository: r, tag: v1, engine: {name: vllm, version: "0.32.0"}, gpu_archs: ["8.0"]}\n'
+    )
     (tmp_path / "builder.yaml").write_text(text)
     assert builder("slim", site, "--format", "json", "--workers", "1") == 0
     assert said(capsys)["gpus"] == ["8.0"]

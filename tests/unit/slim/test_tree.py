@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,10 +97,10 @@ def test_a_dry_run_says_the_same_and_writes_nothing(site: Path) -> None:
 
 def test_owner_mode_attributes_and_times_stay(site: Path) -> None:
     path = site / "a.so"
-    os.chmod(path, 0o4751)
+    path.chmod(0o4751)
     if os.geteuid() == 0:
         os.chown(path, 65534, 12345)
-        os.chmod(path, 0o4751)
+        path.chmod(0o4751)
     os.setxattr(path, "user.note", b"kept\0")
     os.utime(path, ns=(10**18 + 1, 10**18 + 2))
     old = path.stat()
@@ -126,6 +127,7 @@ def test_a_file_with_a_name_elsewhere_is_left(site: Path, tmp_path: Path) -> Non
     assert picture(site)["a.so"] == before
     assert statuses(report) == {"a.so": "left", "b.so": "pruned", "c.so": "pruned"}
     assert report.files[0].reason == "1 more of its names lie elsewhere; name their folders too, or they would stay whole"
+    assert slim(site, dry_run=True).files[0].status == "left"
     assert slim(site, tmp_path / "elsewhere.so").files[0].status == "pruned"
 
 
@@ -275,48 +277,44 @@ from pathlib import Path
 from builder.slim import tree
 from builder.slim.chips import Chip
 
+def done(path, size):
+    print(path, flush=True)
+
 if __name__ == "__main__":
-    print("begun", flush=True)
-    tree.slim([Path(sys.argv[1])], (Chip(9, 0),), "oss", packages={"*.so*": "torch"}, workers=int(sys.argv[2]))
-    print("ended", flush=True)
+    tree.slim([Path(sys.argv[1])], (Chip(9, 0),), "oss", packages={"*.so*": "torch"}, workers=int(sys.argv[2]), progress=done)
 """
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_any_point_every_file_is_the_old_or_the_new_one(tmp_path: Path, made: Path, workers: int) -> None:
-    """The moments of the kill are spread over the run; what matters is that some fall into the middle."""
+    """Killed when some files are done, and a little later each time, so that it falls into another step of the next one."""
     reference = Path(shutil.copy(made, tmp_path / "reference.so"))
     slim(reference)
-    states = {made.read_bytes(), reference.read_bytes()}
-    program = tmp_path / "run.py"
+    program, folder = tmp_path / "run.py", tmp_path / "site"
     program.write_text(RUN)
-    folder = tmp_path / "site"
     folder.mkdir()
-    middle = 0
-    for delay in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25):
+    for after, delay in ((1, 0.0), (1, 0.001), (2, 0.002), (4, 0.003), (7, 0.0045), (9, 0.006)):
         for old in folder.iterdir():
             old.unlink()
         for i in range(24):
             shutil.copy(made, folder / f"{i}.so")
             os.link(folder / f"{i}.so", folder / f"{i}-same.so")
+        names = sorted(path.name for path in folder.iterdir())
         command = [sys.executable, program, folder, str(workers)]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as child:
             assert child.stdout is not None
-            child.stdout.readline()
+            for _ in range(after):
+                child.stdout.readline()
             time.sleep(delay)
             child.send_signal(signal.SIGKILL)
         _alone(folder)
-        names = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        assert len(names) == 48
-        found = [path.read_bytes() for path in names]
-        assert set(found) <= states
-        middle += len(set(found)) == 2
-        slim(folder, workers=1)
-        assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in names)
-        assert {path.read_bytes() for path in names} == {reference.read_bytes()}
+        found = [(folder / name).read_bytes() for name in names]
+        assert set(found) == {made.read_bytes(), reference.read_bytes()}
+        slim(folder)
+        assert sorted(path.name for path in folder.iterdir()) == names
+        assert {(folder / name).read_bytes() for name in names} == {reference.read_bytes()}
         assert all((folder / f"{i}.so").stat().st_ino == (folder / f"{i}-same.so").stat().st_ino for i in range(24))
-    assert middle
 
 
 def _alone(folder: Path) -> None:
@@ -377,3 +375,39 @@ def test_the_report_is_one_json_object_with_every_figure(site: Path) -> None:
     assert first["decision"] == "modify"
     payload = fatbins.cubin("sm_90", 30_000)
     assert first["kept"] == [["sm_90", hashlib.sha256(payload).hexdigest()]]
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_leaves_nothing_behind(site: Path, made: Path) -> None:
+    """As the kernel does for want of memory. The others' files are as they were, or done."""
+    for i in range(40):
+        shutil.copy(made, site / f"{i}.so")
+    names = sorted(path.name for path in site.rglob("*"))
+    killed = []
+
+    def progress(path: str, size: int) -> None:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        mine = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if not killed:
+            killed.append(mine[-1])
+            os.kill(mine[-1], signal.SIGKILL)
+
+    report = slim(site, workers=2, progress=progress)
+    failure = report.failure()
+    assert killed
+    assert isinstance(failure, CapabilityError)
+    assert "a process was ended" in failure.message
+    assert "pruned" in statuses(report).values()
+    assert "left" in statuses(report).values()
+    assert sorted(path.name for path in site.rglob("*")) == names
+    assert slim(site).failure() is None
+
+
+def test_a_folder_that_cannot_be_listed_is_named(site: Path) -> None:
+    def walk(top: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        onerror(PermissionError(13, "Permission denied", str(site / "deep")))
+        yield from ()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "walk", walk)
+        with pytest.raises(CapabilityError, match="deep: cannot be listed: Permission denied"):
+            slim(site)
