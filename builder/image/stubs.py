@@ -25,12 +25,19 @@ class Proven:
     how: str
 
 
+TORCH = frozenset(("cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nvjitlink", "nvshmem"))
 PROVEN = (
     Proven(
         "transformers",
         "5.23.0",
-        frozenset(("cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nccl", "nvjitlink", "nvshmem")),
+        TORCH | {"nccl"},
         "torch 2.13.0 for CUDA 13: the smoke stage's imports and a small model's answer, on a CPU, all symbols bound at load",
+    ),
+    Proven(
+        "vllm",
+        "0.32.0",
+        TORCH,
+        "torch 2.13.0 for CUDA 13: the smoke stage's imports, on a CPU, all symbols bound at load",
     ),
 )
 GROUPS = ("vllm", "sglang")

@@ -78,3 +78,11 @@ def test_the_names_and_wheels_are_those_of_the_locks() -> None:
     found = load(resources.folder("images") / "llama3-8b-transformers")
     image = found.spec.image.model_copy(update={"stubs": table.NAMES})
     stubs.require(image, context.read_lock(found.folder, found.spec))
+
+
+def test_the_page_and_the_record_name_the_same_sets() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "stubs.md").read_text()
+    for one in stubs.PROVEN:
+        but = sorted(set(table.NAMES) - one.stubs)
+        wanted = f"all but {', '.join(but)}" if but else "all nine"
+        assert f"| {one.engine} {one.version}, torch 2.13.0, CUDA 13 | {wanted} |" in page
