@@ -50,7 +50,7 @@ def command(
     """
     from builder import pipeline
     from builder.config import lock
-    from builder.image import stubs
+    from builder.image import pruning, stubs
 
     if sign is not None and not push:
         raise ConfigError("--sign: signs an image in its registry", hint="add --push")
@@ -58,6 +58,8 @@ def command(
     manifest = str(lock.section(loaded.lock_path, "weights").get("manifest", ""))
     if oci is not None:
         _refuse_full(oci)
+    for line in pruning.remarks(loaded.spec.image):
+        session.say(line)
     locked = lock.section(loaded.lock_path, "image")
     for doubt in stubs.warnings(loaded.spec):
         session.say(f"warning: {doubt}")

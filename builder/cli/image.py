@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from builder.cli import image_sbom
+from builder.cli import image_gpu, image_sbom
 from builder.cli.common import Session, options, table
 from builder.errors import BuilderError, ConfigError, printable
 from builder.units import count, format_size, parse_size
@@ -148,6 +148,7 @@ def _human(found: ImageReport, compared: Comparison | None, top: int) -> str:
         cut = sorted(found.installed, key=lambda one: one.kept - one.installed)[:top]
         rows = [[one.package, one.version, format_size(one.installed), format_size(one.kept)] for one in cut]
         parts.append(table([["package", "version", "installed", "kept"], *rows], right=(2, 3)))
+    parts += image_gpu.human(found.gpu_code, top) if found.gpu_code else []
     if compared:
         rows = [[one.package, format_size(one.before), format_size(one.after), one.signed] for one in compared.rows[:top]]
         parts.append(f"against {printable(compared.reference)}: {compared.signed} compressed")

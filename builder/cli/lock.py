@@ -63,4 +63,5 @@ def _human(lock: Lock, head: str) -> str:
         rows.append([layer.name, str(len(layer.wheels)), format_size(layer.size), first])
     total = f"{len(lock.wheels)} wheels, {format_size(sum(layer.size for layer in lock.layers))}"
     left = [f"left out: {one}" for one in lock.without]
-    return "\n".join([head, "", table(rows, right=(1, 2)), "", total, *left])
+    tools = [f"for the build alone: {wheel.pin}" for tool in lock.tools for wheel in tool.wheels]
+    return "\n".join([head, "", table(rows, right=(1, 2)), "", total, *left, *tools])

@@ -208,11 +208,15 @@ class Image(Section):
     cuda: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?)$")] = "none"
     """CUDA version of the wheels, in quotes: "13"; "none" makes a CPU image."""
     gpu_archs: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ()
-    """Compute capabilities that will run the image, in quotes: ["9.0"]. This version keeps the code of all."""
+    """Compute capabilities that will run the image, in quotes: ["9.0"]. GPU code that none can use goes; [] keeps all of it."""
+    prune: Literal["none", "oss", "all"] = "oss"
+    """Where it goes from. oss: files whose licence allows changes; all: NVIDIA's too, not for redistribution; none: nowhere."""
     packages: tuple[
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[a-z0-9,._-]+\])?={2,3}[0-9][A-Za-z0-9.+!]*$")], ...
     ] = ()
     """Further wheels to install, pinned: ["lmcache==0.4.2"]."""
+    without: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ...], AfterValidator(_once)] = ()
+    """Wheels to leave out, and what only they bring along: ["tilelang"]. The engine's imports must work without them."""
     stubs: Annotated[tuple[StubName, ...], AfterValidator(_once)] = ()
     """Libraries that are linked but not used, replaced by stubs that name themselves when called: ["curand", "cufft"]."""
     jit: bool | None = None

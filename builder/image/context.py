@@ -5,6 +5,8 @@
     requirements/   LAYER.txt: exact pins with hashes, of requirements.lock
     steps/          what the RUN lines call
     wheelhouse/     LAYER/: the wheels of the lock that the user gives (hard links where possible); mounted, in no layer
+    slim/           builder/slim, where GPU code for other chips goes; mounted, in no layer
+    proof/          requirements.txt and wheelhouse/ of the tool that proves it
 
 Modes are fixed, times follow the content and names are sorted, so the same description makes the same folder, and the
 same cache keys.
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,14 @@ from builder import resources
 from builder.config.spec import Spec
 from builder.errors import ConfigError
 from builder.image import lock as locks
-from builder.image import resolve, trim
+from builder.image import pruning, resolve, trim
 from builder.image.dockerfile import EPOCH, dockerfile
-from builder.image.lock import Lock
+from builder.image.lock import Lock, LockLayer
 
 SHIPPED = ("__init__.py", "errors.py", "format", "transfer", "runtime")
+SLIM = ("__init__.py", "errors.py", "slim")
+"""What a build step imports: Python 3.10 and its standard library, and nothing else. Apart from SHIPPED, so that another
+runtime does not make every layer of wheels anew."""
 LOCK = "requirements.lock"
 
 
@@ -72,6 +78,25 @@ def _stale(lock: Lock, spec: Spec) -> str:
         return f"it is for Python {lock.python}, builder.yaml for {spec.image.python}"
     if lock.platforms != resolve.platforms(spec.image):
         return f"it is for {' '.join(lock.platforms)}, builder.yaml for {' '.join(resolve.platforms(spec.image))}"
+    return _stale_tools(lock, spec) or _stale_without(lock, spec)
+
+
+def _stale_tools(lock: Lock, spec: Spec) -> str:
+    held, wanted = tuple(tool.name for tool in lock.tools), resolve.tools(spec.image)
+    if missing := [name for name in wanted if name not in held]:
+        return f"image.prune needs {missing[0]} for its proof, which it does not hold"
+    if more := [name for name in held if name not in wanted]:
+        return f"it holds the tool {more[0]}, which builder.yaml has no use for"
+    return ""
+
+
+def _stale_without(lock: Lock, spec: Spec) -> str:
+    wanted = {locks.normal(name) for name in spec.image.without}
+    here = {one.partition("==")[0] for one in lock.without if one.endswith("(image.without)")}
+    if missing := sorted(wanted - here):
+        return f"image.without names {missing[0]}, which it does not leave out"
+    if more := sorted(here - wanted):
+        return f"it leaves out {more[0]}, which image.without does not name"
     return ""
 
 
@@ -92,8 +117,13 @@ def write(
         if source.is_file():
             _put(folder / "steps" / source.name, source.read_text())
     _put(folder / "steps" / "trim.json", json.dumps(trim.settings(EPOCH), indent=1) + "\n")
-    _shipped(folder / "builder")
-    _wheels(folder / "wheelhouse", wheelhouse, lock, alone=not spec.image.index)
+    _copy(SHIPPED, folder / "builder")
+    held = _offered(wheelhouse) if wheelhouse else {}
+    at = str(wheelhouse or "none given") if not spec.image.index else ""
+    for layer in lock.layers:
+        _wheels(folder / "wheelhouse" / layer.name, layer, held, alone=at)
+    if pruning.changes(spec.image):
+        _slim(folder, spec, lock, held, alone=at)
     files = _settle(folder)
     return Context(folder, _digest(folder, files), tuple(files))
 
@@ -109,28 +139,38 @@ def _put(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _shipped(target: Path) -> None:
-    for name in SHIPPED:
+def _slim(folder: Path, spec: Spec, lock: Lock, held: Mapping[tuple[str, str], list[Path]], *, alone: str) -> None:
+    """What the prune step needs beside the others."""
+    _put(folder / "steps" / "prune.json", json.dumps(pruning.settings(spec.image), indent=1) + "\n")
+    _copy(SLIM, folder / "slim" / "builder")
+    for tool in lock.tools:
+        _put(folder / "proof" / "requirements.txt", tool.requirements())
+        _wheels(folder / "proof" / "wheelhouse", tool, held, alone=alone)
+
+
+def _copy(names: Iterable[str], target: Path) -> None:
+    for name in names:
         source = resources.PACKAGE / name
         files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
         for file in files:
             _put(target / file.relative_to(resources.PACKAGE), file.read_text())
 
 
-def _wheels(target: Path, wheelhouse: Path | None, lock: Lock, *, alone: bool) -> None:
-    """The wheels that the lock names, under the layers that need them; the others are no business of this build."""
-    found = _offered(wheelhouse) if wheelhouse else {}
-    for layer in lock.layers:
-        (target / layer.name).mkdir(parents=True)
-        for wheel in layer.wheels:
-            held = found.get((wheel.name, wheel.version), ())
-            if alone and not held:
-                raise ConfigError(
-                    f"image.wheelhouse: {wheelhouse or 'none given'} lacks {wheel.pin}, and image.index is false",
-                    hint="fill it: pip download --no-deps --require-hashes -d DIR -r requirements.lock",
-                )
-            for path in held:
-                _link(path, target / layer.name / path.name)
+def _wheels(target: Path, layer: LockLayer, held: Mapping[tuple[str, str], list[Path]], *, alone: str) -> None:
+    """The wheels that the lock names for `layer`; the others are no business of this build.
+
+    alone: the wheelhouse, as an error names it, where nothing else may be asked.
+    """
+    target.mkdir(parents=True)
+    for wheel in layer.wheels:
+        found = held.get((wheel.name, wheel.version), ())
+        if alone and not found:
+            raise ConfigError(
+                f"image.wheelhouse: {alone} lacks {wheel.pin}, and image.index is false",
+                hint="fill it: pip download --no-deps --require-hashes -d DIR -r requirements.lock",
+            )
+        for path in found:
+            _link(path, target / path.name)
 
 
 def _offered(wheelhouse: Path) -> dict[tuple[str, str], list[Path]]:

@@ -11,6 +11,7 @@ from builder import __version__, render
 from builder.config.spec import SECRET_LOOK, Spec
 from builder.errors import ConfigError
 from builder.image import lock as locks
+from builder.image import pruning
 from builder.image.lock import Lock
 from builder.image.recipes import COMPILER, SYSTEM, Recipe, compiles, recipe
 
@@ -20,6 +21,8 @@ EPOCH = 315_532_800
 """1980-01-01, the time of every file and of the image: the earliest that zip files, and so wheels, can hold."""
 RUNTIME_PINS = ("awscrt==0.38.1", "obstore==0.12.1", "typing_extensions==4.16.0")
 """The wheels of the shipped runtime (typing_extensions is obstore's). The same in every image: one shared layer."""
+RUNTIME_LAYER = "runtime"
+"""The layer of those wheels. It holds no GPU code, and so is made in the same way whether an image prunes or not."""
 SECRET_NAME = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|CREDENTIALS?|TOKEN|API_?KEY|ACCESS_?KEY(_ID)?)(_|$)", re.IGNORECASE)
 """Names whose value is a secret by convention."""
 USERINFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
@@ -61,6 +64,9 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         pip_secrets=PIP_SECRETS,
         index="index" if image.index else "no-index",
         layers=lock.layers,
+        prunes=pruning.prunes(image),
+        changes=pruning.changes(image),
+        unpruned=RUNTIME_LAYER,
         link="--link " if link else "",
         compiler=compiler,
         final=image.final,
@@ -144,6 +150,7 @@ def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, st
         "builder.engine": f"{image.engine.name} {image.engine.version}",
         "builder.cuda": plan.min_driver_cuda or "none",
         "builder.gpu-archs": ",".join(image.gpu_archs),
+        **pruning.labels(image),
         "builder.jit": "on" if compiles(image) else "off",
         "builder.lock": f"sha256:{hashlib.sha256(locks.text(lock).encode()).hexdigest()}",
         "builder.manifest": _digest(manifest),

@@ -20,6 +20,7 @@ LARGE = 65536
 RECORD_LIMIT = 64 << 20
 """Bytes of one record that are kept; the largest seen is torch's RECORD, 1.5 MB."""
 INSTALLED = "opt/builder/layers/"
+SLIMMED = "opt/builder/slim/"
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ def read(image: Archive, blob: Blob) -> Contents:
 
 
 def _is_record(name: str) -> bool:
-    return bool(RECORDS.fullmatch(name)) or (name.startswith(INSTALLED) and name.endswith(".json"))
+    return bool(RECORDS.fullmatch(name)) or (name.startswith((INSTALLED, SLIMMED)) and name.endswith(".json"))
 
 
 class _Packer:

@@ -7,9 +7,12 @@ Plain pip requirements (`--require-hashes` reads them), one a line, under a comm
     # without: nvidia-cutlass-dsl-libs-cu12==4.8.0 (for another CUDA)
     # layer: nvidia-cublas
     nvidia-cublas==13.1.1.3 --hash=sha256:4cb3... # 423.1 MB
+    # tool: cuobjdump
+    nvidia-cuda-cuobjdump==13.5.37 --hash=sha256:17a0... # 0.3 MB
 
-The layers stand in the lock so that a build needs no index to cut them, and a review sees what moves. No index and no
-machine is named: the same lock builds from any mirror, or from a wheelhouse.
+Wheels under `# tool:` are run by a step of the build and are in no image. The layers stand in the lock so that a build needs
+no index to cut them, and a review sees what moves. No index and no machine is named: the same lock builds from any mirror,
+or from a wheelhouse.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ class Lock:
     """name, python, platforms: what it was made for. asks: the pins that were resolved. layers: base first.
 
     without: what the engine's wheels ask for and the image leaves out, as `NAME==VERSION (why)`.
+    tools: what a build step needs, and no image holds.
     """
 
     name: str
@@ -87,9 +91,11 @@ class Lock:
     asks: tuple[str, ...]
     layers: tuple[LockLayer, ...]
     without: tuple[str, ...] = ()
+    tools: tuple[LockLayer, ...] = ()
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
+        """Of the image; not the tools."""
         return tuple(wheel for layer in self.layers for wheel in layer.wheels)
 
     def find(self, name: str) -> Wheel | None:
@@ -112,7 +118,8 @@ class Lock:
             "asks": list(self.asks),
             "without": list(self.without),
         }
-        return own | {"packages": len(self.wheels), "layers": layers}
+        tools = [{"name": one.name, "wheels": [w.pin for w in one.wheels]} for one in self.tools]
+        return own | {"packages": len(self.wheels), "layers": layers, "tools": tools}
 
 
 def normal(name: str) -> str:
@@ -130,8 +137,9 @@ def text(lock: Lock) -> str:
     lines += [f"# asks: {ask}" for ask in lock.asks]
     lines += [f"# without: {one}" for one in lock.without]
     for layer in lock.layers:
-        lines += [f"# layer: {layer.name}" + (f", {layer.parts} parts" if layer.parts > 1 else "")]
-        lines += [w.requirement() + (f" # {w.size / 1e6:.1f} MB" if w.size >= 50_000 else "") for w in layer.wheels]
+        lines += [f"# layer: {layer.name}" + (f", {layer.parts} parts" if layer.parts > 1 else ""), *_wheels(layer)]
+    for tool in lock.tools:
+        lines += [f"# tool: {tool.name}", *_wheels(tool)]
     return "\n".join(lines) + "\n"
 
 
@@ -146,6 +154,7 @@ def read(body: str, at: str) -> Lock:
     asks: list[str] = []
     without: list[str] = []
     layers: list[tuple[str, int, list[Wheel]]] = []
+    tools: list[tuple[str, int, list[Wheel]]] = []
     for number, line in enumerate(lines[1:], 2):
         if line.startswith("# asks: "):
             asks.append(line.removeprefix("# asks: "))
@@ -153,17 +162,22 @@ def read(body: str, at: str) -> Lock:
             without.append(line.removeprefix("# without: "))
         elif match := re.fullmatch(r"# layer: ([a-z0-9][a-z0-9-]*)(?:, ([1-9][0-9]?) parts)?", line):
             layers.append((match[1], int(match[2] or 1), []))
-        elif (match := _LINE.fullmatch(line)) and layers:
-            layers[-1][2].append(_wheel(match))
+        elif match := re.fullmatch(r"# tool: ([a-z0-9][a-z0-9-]*)", line):
+            tools.append((match[1], 1, []))
+        elif (match := _LINE.fullmatch(line)) and (tools or layers):
+            (tools or layers)[-1][2].append(_wheel(match))
         else:
             raise ConfigError(f"{at}:{number}: expected NAME==VERSION --hash=sha256:..., found {line[:60]!r}", hint=HINT)
-    found = Lock(
-        head["name"], head["python"], tuple(head["platforms"].split()), tuple(asks), tuple(_layers(layers)), tuple(without)
-    )
+    known = (head["name"], head["python"], tuple(head["platforms"].split()))
+    found = Lock(*known, tuple(asks), tuple(_layers(layers)), tuple(without), tuple(_layers(tools)))
     names = [wheel.name for wheel in found.wheels]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{at}: {twice[0]} is there twice", hint=HINT)
     return found
+
+
+def _wheels(layer: LockLayer) -> list[str]:
+    return [w.requirement() + (f" # {w.size / 1e6:.1f} MB" if w.size >= 50_000 else "") for w in layer.wheels]
 
 
 def _wheel(match: re.Match[str]) -> Wheel:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from builder.errors import IntegrityError
-from builder.image import files
+from builder.image import files, gpucode
 from builder.image.archive import open_image, short
 from builder.image.dockerfile import SECRET_NAME
 from builder.image.files import Contents, Entry
+from builder.image.gpucode import GpuCode
 from builder.image.owners import CAUSES, HIDDEN, SYSTEM, Owner, Owners
 from builder.image.report import Dropped, Group, ImageReport, Installed, Layer, Library, merged
 from builder.image.scan import PUBLIC, public_line
@@ -40,7 +41,7 @@ def report(path: Path, reference: str, *, platform: str = "", depth: int = 2, pr
         config = image.config.get("config") or {}
     labels = {str(name): public_line(str(value), PUBLIC) for name, value in (config.get("Labels") or {}).items()}
     count = _Count(contents, Owners(depth, _engine(contents)))
-    installed, dropped = _install(contents, count.gone, compiles=labels.get("builder.jit") == "on")
+    installed, dropped = _install(count.bodies(files.INSTALLED), compiles=labels.get("builder.jit") == "on")
     return ImageReport(
         reference=reference,
         digest=image.digest,
@@ -51,6 +52,7 @@ def report(path: Path, reference: str, *, platform: str = "", depth: int = 2, pr
         libraries=tuple(count.libraries()),
         installed=installed,
         dropped=dropped,
+        gpu_code=_gpu_code(gpucode.read(count.bodies(files.SLIMMED))),
         user=str(config.get("User") or ""),
         entrypoint=tuple(public_line(str(word), PUBLIC) for word in config.get("Entrypoint") or ()),
         env=dict(_public(str(setting)) for setting in config.get("Env") or ()),
@@ -78,6 +80,16 @@ class _Count:
         for index, entry in enumerate(self.contents[number].entries):
             owner = self.owners.owner(entry.path)
             yield entry, owner, HIDDEN if (number, index) in self.gone else self.owners.cause(entry.path, owner)
+
+    def bodies(self, folder: str) -> list[tuple[str, bytes]]:
+        """The builder's own records below `folder` that no later layer hides, by path."""
+        found = []
+        for number, one in enumerate(self.contents):
+            for index, entry in enumerate(one.entries):
+                body = one.records.get(entry.path, b"") if entry.path.startswith(folder) else b""
+                if body and (number, index) not in self.gone:
+                    found.append((entry.path, body))
+        return sorted(found)
 
     def groups(self) -> Iterator[Group]:
         for number, one in enumerate(self.contents):
@@ -124,26 +136,33 @@ def _engine(contents: Sequence[Contents]) -> frozenset[str]:
     return frozenset(found["packages"]) if found else frozenset()
 
 
-def _install(
-    contents: Sequence[Contents], gone: set[tuple[int, int]], *, compiles: bool
-) -> tuple[tuple[Installed, ...], tuple[Dropped, ...]]:
+def _gpu_code(found: GpuCode | None) -> GpuCode | None:
+    """Without the secrets in it: it says what an image says, and anyone can make an image."""
+    if found is None:
+        return None
+    rows = [
+        replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC), reason=public_line(one.reason, PUBLIC))
+        for one in found.libraries
+    ]
+    stubs = [replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC)) for one in found.stubs]
+    return replace(found, libraries=tuple(rows), stubs=tuple(stubs))
+
+
+def _install(records: Iterable[tuple[str, bytes]], *, compiles: bool) -> tuple[tuple[Installed, ...], tuple[Dropped, ...]]:
     """The builder's own records of what it installed and left out: opt/builder/layers/LAYER.json, one per layer.
 
     compiles: what only a compiler reads is in a layer of its own; else it was left out too.
     """
     installed, dropped = [], []
-    for number, one in enumerate(contents):
-        for index, entry in enumerate(one.entries):
-            data = one.records.get(entry.path, b"") if entry.path.startswith(files.INSTALLED) else b""
-            if data and (number, index) not in gone:
-                raw = _record(entry.path, data)
-                layer = str(raw.get("layer", ""))
-                aside = [_dropped(row) for row in raw.get("toolkit", ())]
-                back = {row.package: 0 for row in aside}
-                for row in aside if compiles else ():
-                    back[row.package] += row.size
-                installed += [_installed(layer, name, row, back.get(name, 0)) for name, row in raw["packages"].items()]
-                dropped += [_dropped(row) for row in raw["dropped"]] + ([] if compiles else aside)
+    for path, data in records:
+        raw = _record(path, data)
+        layer = str(raw.get("layer", ""))
+        aside = [_dropped(row) for row in raw.get("toolkit", ())]
+        back = {row.package: 0 for row in aside}
+        for row in aside if compiles else ():
+            back[row.package] += row.size
+        installed += [_installed(layer, name, row, back.get(name, 0)) for name, row in raw["packages"].items()]
+        dropped += [_dropped(row) for row in raw["dropped"]] + ([] if compiles else aside)
     return (
         tuple(sorted(installed, key=lambda row: (-row.installed, row.package))),
         tuple(sorted(dropped, key=lambda row: (-row.size, row.package, row.cause))),

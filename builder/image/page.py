@@ -55,6 +55,8 @@ def html(report: ImageReport, compared: Comparison | None = None) -> str:
         figures=figures(report),
         bars=[(layer, bar(layer, report)) for layer in report.layers],
         dropped=report.left_out,
+        gpu=report.gpu_code,
+        most=max((before for _, before, _ in report.gpu_code.chips), default=1) or 1 if report.gpu_code else 1,
         colours=COLOURS,
         slug=slug,
         size=format_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder.errors import BudgetError
+from builder.image.gpucode import GpuCode
 from builder.image.owners import HIDDEN
 from builder.units import format_size
 
@@ -93,6 +94,7 @@ class ImageReport:
     """What an image consists of. groups: every file is in one; largest first.
 
     installed, dropped: what the image's build wrote down of the untouched install; empty where it wrote nothing.
+    gpu_code: what it wrote down of GPU code; None where it named no chips.
     """
 
     reference: str
@@ -104,6 +106,7 @@ class ImageReport:
     libraries: tuple[Library, ...]
     installed: tuple[Installed, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    gpu_code: GpuCode | None = None
     user: str = ""
     entrypoint: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -146,6 +149,7 @@ class ImageReport:
         lists = ("layers", "causes", "packages", "groups", "libraries", "installed", "dropped")
         plain = {name: getattr(self, name) for name in names}
         plain |= {"others": list(self.others), "entrypoint": list(self.entrypoint)}
+        plain["gpu_code"] = self.gpu_code.to_json() if self.gpu_code else None
         return plain | {name: [one.to_json() for one in getattr(self, name)] for name in lists}
 
 

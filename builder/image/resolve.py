@@ -7,16 +7,11 @@ each wheel with its hash. Credentials of an index reach it through the environme
 
 from __future__ import annotations
 
-import base64
-import concurrent.futures
-import netrc
+import difflib
 import re
-import ssl
 import sys
 import tempfile
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +24,17 @@ from packaging.utils import parse_wheel_filename
 from builder import process
 from builder.config.spec import Image, Spec
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
-from builder.image import layers, oci
+from builder.image import layers, oci, pruning, sizes
 from builder.image.dockerfile import RUNTIME_PINS
-from builder.image.lock import Lock, Wheel, normal
+from builder.image.lock import Lock, LockLayer, Wheel, normal
 from builder.image.recipes import Recipe, names, recipe
+from builder.image.sizes import Found
 
 GLIBC = {"bookworm": 36, "trixie": 41, "jammy": 35, "noble": 39}
 """Minor version of glibc 2 by distribution: it decides which manylinux wheels the image can load."""
 OLDEST_GLIBC = 28
 NEWEST_UV = 40
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
-READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +63,59 @@ def platforms(image: Image) -> tuple[str, ...]:
 def resolve(spec: Spec, places: Places) -> Lock:
     """Every wheel of the image of `spec`, in layers.
 
-    Raises ConfigError where there is no solution or it is for another CUDA than image.cuda, RemoteError where no index answers.
+    Raises ConfigError where there is no solution, it is for another CUDA than image.cuda, or image.without names what it lacks;
+    RemoteError where no index answers.
     """
     image, plan = spec.image, recipe(spec.image)
-    found: dict[str, dict[str, _Found]] = {}
-    for platform in platforms(image):
-        for one in _resolve(asks(spec), image, platform, places):
-            found.setdefault(one.name, {})[platform] = one
+    found = _everywhere(asks(spec), image, places)
+    found, unwanted = _leave_out(found, spec, places) if image.without else (found, ())
     wheels = _merge(found, platforms(image), places.environ)
     wheels, left_out = _without(wheels, plan, image)
     _require_cuda(wheels, image)
     runtime = frozenset(names(RUNTIME_PINS))
     closure = _torch_closure(wheels, image, places) - runtime
     cut = layers.cut(wheels, runtime=runtime, torch=closure, engine=plan.engine)
-    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, left_out)
+    tools = _tools(wheels, image, places)
+    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, (*left_out, *unwanted), tools)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A wheel as an index offers it."""
-
-    name: str
-    version: str
-    sha256: str
-    url: str
-    size: int = 0
+def tools(image: Image) -> tuple[str, ...]:
+    """Names of the lock's sections for build steps."""
+    return (pruning.TOOL,) if pruning.prunes(image) else ()
 
 
-def _resolve(pins: Iterable[str], image: Image, platform: str, places: Places, constraints: Iterable[str] = ()) -> list[_Found]:
+_ByPlatform = dict[str, dict[str, Found]]  # by name, then by platform
+
+
+def _everywhere(
+    pins: Iterable[str], image: Image, places: Places, constraints: Sequence[str] = (), without: Sequence[str] = ()
+) -> _ByPlatform:
+    found: _ByPlatform = {}
+    for platform in platforms(image):
+        for one in _resolve(pins, image, platform, places, constraints, without):
+            found.setdefault(one.name, {})[platform] = one
+    return found
+
+
+def _resolve(
+    pins: Iterable[str],
+    image: Image,
+    platform: str,
+    places: Places,
+    constraints: Iterable[str] = (),
+    without: Iterable[str] = (),
+) -> list[Found]:
+    """without: distributions that count as not needed, whatever asks for them."""
     with tempfile.TemporaryDirectory(prefix="builder-lock-") as work:
         asked, lock, bounds = Path(work, "requirements.in"), Path(work, "pylock.toml"), Path(work, "constraints.txt")
         asked.write_text("\n".join(pins) + "\n")
         bounds.write_text("\n".join([*constraints, *_not_for_cpus(image, places)]) + "\n")
-        _uv(["pip", "compile", str(asked), "--constraints", str(bounds), "--output-file", str(lock)], image, platform, places)
+        files = ["--constraints", str(bounds), "--output-file", str(lock)]
+        if without:
+            excluded = Path(work, "excludes.txt")
+            excluded.write_text("".join(f"{name}\n" for name in without))
+            files += ["--excludes", str(excluded)]
+        _uv(["pip", "compile", str(asked), *files], image, platform, places)
         body = tomllib.loads(lock.read_text())
         packages = body.get("packages", [])
         tags = {tag: rank for rank, tag in enumerate(_tags(image, platform))}
@@ -177,7 +192,7 @@ def _tags(image: Image, platform: str) -> Iterable[Tag]:
     yield from compatible_tags(version, platforms=accepted)
 
 
-def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> _Found:
+def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> Found:
     """The wheel that pip will take: the lowest rank of its tags."""
     name, version = normal(package["name"]), str(package["version"])
     offered = []
@@ -185,7 +200,7 @@ def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> _
         where = wheel.get("url") or (base / wheel["path"]).resolve().as_uri()
         fits = [ranks[tag] for tag in parse_wheel_filename(unquote(Path(urlsplit(where).path).name))[3] if tag in ranks]
         if fits and "sha256" in wheel.get("hashes", {}):
-            offered.append((min(fits), _Found(name, version, wheel["hashes"]["sha256"], where, int(wheel.get("size", 0)))))
+            offered.append((min(fits), Found(name, version, wheel["hashes"]["sha256"], where, int(wheel.get("size", 0)))))
     if not offered:
         raise ConfigError(
             f"{name}=={version}: no wheel with a sha256 for this image", hint="use another index, or add it to image.wheelhouse"
@@ -193,9 +208,9 @@ def _best(package: Mapping[str, Any], ranks: Mapping[Tag, int], base: Path) -> _
     return min(offered, key=lambda one: one[0])[1]
 
 
-def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str], environ: Mapping[str, str]) -> list[Wheel]:
+def _merge(found: Mapping[str, Mapping[str, Found]], wanted: Sequence[str], environ: Mapping[str, str]) -> list[Wheel]:
     """One entry a distribution, whichever platforms need it; the same version on all."""
-    sizes = _sizes([one for by in found.values() for one in by.values()], environ)
+    known = sizes.of([one for by in found.values() for one in by.values()], environ)
     wheels = []
     for name, by in sorted(found.items()):
         versions = sorted({one.version for one in by.values()})
@@ -203,8 +218,43 @@ def _merge(found: Mapping[str, Mapping[str, _Found]], wanted: Sequence[str], env
             raise ConfigError(f"{name}: {' and '.join(versions)}, by platform", hint="pin one version in image.packages")
         marker = "" if len(by) == len(wanted) else " or ".join(f'platform_machine == "{MACHINES[p]}"' for p in by)
         hashes = tuple(dict.fromkeys(one.sha256 for one in by.values()))
-        wheels.append(Wheel(name, versions[0], hashes, max(sizes[one.url] for one in by.values()), marker))
+        wheels.append(Wheel(name, versions[0], hashes, max(known[one.url] for one in by.values()), marker))
     return wheels
+
+
+def _leave_out(found: _ByPlatform, spec: Spec, places: Places) -> tuple[_ByPlatform, tuple[str, ...]]:
+    """`found` less image.without and what only those bring along: a second resolution, in which nothing else moves.
+
+    Raises ConfigError for a name that is not there, or that the image is for.
+    """
+    named = tuple(normal(name) for name in spec.image.without)
+    for name in named:
+        if name in names(asks(spec)):
+            raise ConfigError(f"image.without: {name}: the description itself asks for it", hint="take it out of image.without")
+        if name not in found:
+            raise ConfigError(
+                f"image.without: {name}: not among the {len(found)} wheels of this image", hint=_near(name, found)
+            )
+    pins = [f"{name}=={next(iter(by.values())).version}" for name, by in found.items() if name not in named]
+    kept = _everywhere(asks(spec), spec.image, places, pins, named)
+    gone = sorted(name for name in found if name not in kept)
+    why = {name: "image.without" if name in named else "only for what image.without names" for name in gone}
+    return kept, tuple(f"{name}=={next(iter(found[name].values())).version} ({why[name]})" for name in gone)
+
+
+def _near(name: str, found: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(found), 1)
+    return f"did you mean `{close[0]}`?" if close else "take it out; `builder lock` lists what an image installs"
+
+
+def _tools(wheels: Sequence[Wheel], image: Image, places: Places) -> tuple[LockLayer, ...]:
+    """Wheels that a step of the build runs and no image holds; where the image has the very wheel, the same one."""
+    if not tools(image):
+        return ()
+    name = pruning.CUOBJDUMP.split("==")[0]
+    own = [wheel for wheel in wheels if wheel.name == name]
+    found = own or _merge(_everywhere([pruning.CUOBJDUMP], image, places), platforms(image), places.environ)
+    return (LockLayer(pruning.TOOL, tuple(found)),)
 
 
 def _without(wheels: Sequence[Wheel], plan: Recipe, image: Image) -> tuple[list[Wheel], tuple[str, ...]]:
@@ -243,63 +293,3 @@ def _torch_closure(wheels: Sequence[Wheel], image: Image, places: Places) -> fro
     asked = f"torch{'==' if '+' in torch.version else '==='}{torch.version}"
     pins = [wheel.pin for wheel in wheels if wheel.name != "torch"]
     return frozenset(one.name for one in _resolve([asked], image, platforms(image)[0], places, constraints=pins))
-
-
-def _sizes(found: Sequence[_Found], environ: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of each wheel by URL: as the index says, else by asking for the file's header: sizes decide the layers."""
-    ask = _Web(environ)
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        return dict(zip([one.url for one in found], pool.map(lambda one: one.size or ask.size(one), found), strict=True))
-
-
-class _Web:
-    """Requests by the proxies, authorities and logins that the resolver uses."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        told = {
-            kind: environ.get(f"{kind}_proxy") or environ.get(f"{kind.upper()}_PROXY", "") for kind in ("http", "https", "no")
-        }
-        self.proxies = {kind: value for kind, value in told.items() if value}
-        self.logins = _logins(environ)
-        secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=environ.get("SSL_CERT_FILE") or None))
-        through = urllib.request.ProxyHandler({kind: url for kind, url in self.proxies.items() if kind != "no"})
-        self.direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
-        self.proxied = urllib.request.build_opener(through, secure)
-
-    def size(self, one: _Found) -> int:
-        """Raises RemoteError where the server does not tell."""
-        parts = urlsplit(one.url)
-        host = parts.hostname or ""
-        try:
-            if parts.scheme == "file":
-                return Path(unquote(parts.path)).stat().st_size
-            near = urllib.request.proxy_bypass_environment(host, self.proxies)  # type: ignore[attr-defined]
-            opener, why = self.direct if near else self.proxied, ""
-            for method in ("HEAD", "GET"):  # some indexes know no HEAD; of a GET only the header is read
-                request = urllib.request.Request(one.url, method=method)
-                if login := self.logins.get(
-                    host
-                ):  # for this host alone: where it redirects to, another company perhaps, gets none
-                    request.add_unredirected_header("Authorization", login)
-                try:
-                    with opener.open(request, timeout=30) as answer:
-                        if size := int(answer.headers.get("Content-Length") or 0):
-                            return size
-                except urllib.error.HTTPError as exc:
-                    why = f": {exc.code} {exc.reason}"
-        except (OSError, ValueError) as exc:
-            why = f": {exc}"
-        raise RemoteError(
-            f"{one.name}=={one.version}: {host} does not tell the wheel's size{why}",
-            hint="try again; sizes decide the layers of an image, so a lock needs them",
-        )
-
-
-def _logins(environ: Mapping[str, str]) -> dict[str, str]:
-    """Host to the value of an Authorization header, of the netrc file that $NETRC names."""
-    path = environ.get("NETRC", "")
-    try:
-        hosts = netrc.netrc(path).hosts if path else {}
-    except (OSError, netrc.NetrcParseError):
-        return {}
-    return {host: "Basic " + base64.b64encode(f"{told[0]}:{told[2]}".encode()).decode() for host, told in hosts.items()}

@@ -20,7 +20,17 @@ RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
  && python3 -m venv --without-pip /opt/venv \
  && find /opt/venv ! -type d >/opt/venv.list
 
-# wheels, trim, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
+# proof: NVIDIA's lister of GPU code, which the stages below check each pruned file with. It reaches no image.
+FROM resolve AS proof
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=proof/requirements.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=proof/wheelhouse,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && install -D -t /out /opt/venv/lib/python*/site-packages/nvidia/cu*/bin/cuobjdump
+
+# wheels, trim, prune, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
 FROM resolve AS wheels-runtime
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
@@ -35,6 +45,10 @@ FROM resolve AS wheels-torch
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/torch.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/torch,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -45,12 +59,21 @@ FROM resolve AS wheels-engine
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/engine.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/engine,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /run/steps/wheels index /run/requirements.txt \
  && /opt/venv/bin/python /run/steps/trim.py engine 1
+
+# slimmed: what was taken out of which library, and what was left and why.
+FROM scratch AS slimmed
+COPY --from=wheels-torch /out/slim/ /out/
+COPY --from=wheels-engine /out/slim/ /out/
 
 # system: libraries of the system that only this engine needs.
 FROM base AS system
@@ -80,6 +103,7 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /ou
 FROM libraries AS runtime
 COPY --link --from=pyc /out/ /
 COPY --link --from=shipped /out/ /
+COPY --link --from=slimmed /out/ /
 ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     PYTHONPATH="/opt/builder" \
     PYTHONDONTWRITEBYTECODE="1" \
@@ -127,6 +151,7 @@ LABEL org.opencontainers.image.title="llama3-8b" \
       builder.engine="tensorrt-llm 1.2.1" \
       builder.cuda="13.0" \
       builder.gpu-archs="9.0" \
+      builder.prune="oss" \
       builder.jit="off" \
       builder.lock="sha256:381d816819baf308c8f765135bbf395de010fb86d9c34f8408e4c62e9086fca7" \
       builder.tool="0.1.0"

@@ -153,6 +153,7 @@ LABEL org.opencontainers.image.title="minilm" \
       org.opencontainers.image.base.name="debian:bookworm-slim" \
       builder.engine="onnxruntime 1.31.1" \
       builder.cuda="13.0" \
+      builder.prune="none" \
       builder.jit="off" \
       builder.lock="sha256:d643e88af21be273064b3281a5a2fd22917b6429dac9e4a7f5e0b08c45f85754" \
       builder.tool="0.1.0"

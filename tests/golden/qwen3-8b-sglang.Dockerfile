@@ -20,7 +20,17 @@ RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
  && python3 -m venv --without-pip /opt/venv \
  && find /opt/venv ! -type d >/opt/venv.list
 
-# wheels, trim, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
+# proof: NVIDIA's lister of GPU code, which the stages below check each pruned file with. It reaches no image.
+FROM resolve AS proof
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=proof/requirements.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=proof/wheelhouse,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && install -D -t /out /opt/venv/lib/python*/site-packages/nvidia/cu*/bin/cuobjdump
+
+# wheels, trim, prune, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
 FROM resolve AS wheels-runtime
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
@@ -35,6 +45,10 @@ FROM resolve AS wheels-nvidia-cublas
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cublas.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cublas,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -45,6 +59,10 @@ FROM resolve AS wheels-nvidia-cudnn-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cudnn-cu13.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cudnn-cu13,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -55,6 +73,10 @@ FROM resolve AS wheels-nvidia-cufft
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cufft.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cufft,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -65,6 +87,10 @@ FROM resolve AS wheels-nvidia-cusolver
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cusolver.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusolver,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -75,6 +101,10 @@ FROM resolve AS wheels-nvidia-cusparse
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cusparse.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusparse,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -85,6 +115,10 @@ FROM resolve AS wheels-nvidia-cusparselt-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-cusparselt-cu13.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-cusparselt-cu13,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -95,6 +129,10 @@ FROM resolve AS wheels-nvidia-nccl-cu13
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia-nccl-cu13.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia-nccl-cu13,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -105,6 +143,10 @@ FROM resolve AS wheels-nvidia
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/nvidia.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/nvidia,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -115,6 +157,10 @@ FROM resolve AS wheels-torch-deps
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/torch-deps.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/torch-deps,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -125,6 +171,10 @@ FROM resolve AS wheels-torch
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/torch.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/torch,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -135,6 +185,10 @@ FROM resolve AS wheels-triton
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/triton.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/triton,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -145,6 +199,10 @@ FROM resolve AS wheels-sglang-kernel
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/sglang-kernel.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/sglang-kernel,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -155,6 +213,10 @@ FROM resolve AS wheels-deps-1
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/deps-1.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-1,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -165,6 +227,10 @@ FROM resolve AS wheels-deps-2
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/deps-2.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-2,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -175,6 +241,10 @@ FROM resolve AS wheels-deps-3
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/deps-3.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/deps-3,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
@@ -185,12 +255,35 @@ FROM resolve AS wheels-engine
 RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
     --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
     --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
     --mount=type=bind,source=requirements/engine.txt,target=/run/requirements.txt \
     --mount=type=bind,source=wheelhouse/engine,target=/run/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
     sh /run/steps/wheels index /run/requirements.txt \
  && /opt/venv/bin/python /run/steps/trim.py engine 1
+
+# slimmed: what was taken out of which library, and what was left and why.
+FROM scratch AS slimmed
+COPY --from=wheels-nvidia-cublas /out/slim/ /out/
+COPY --from=wheels-nvidia-cudnn-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia-cufft /out/slim/ /out/
+COPY --from=wheels-nvidia-cusolver /out/slim/ /out/
+COPY --from=wheels-nvidia-cusparse /out/slim/ /out/
+COPY --from=wheels-nvidia-cusparselt-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia-nccl-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia /out/slim/ /out/
+COPY --from=wheels-torch-deps /out/slim/ /out/
+COPY --from=wheels-torch /out/slim/ /out/
+COPY --from=wheels-triton /out/slim/ /out/
+COPY --from=wheels-sglang-kernel /out/slim/ /out/
+COPY --from=wheels-deps-1 /out/slim/ /out/
+COPY --from=wheels-deps-2 /out/slim/ /out/
+COPY --from=wheels-deps-3 /out/slim/ /out/
+COPY --from=wheels-engine /out/slim/ /out/
 
 # toolkit: headers and compilers of the wheels above; compiler: those of the system. Kernels are compiled at run time.
 FROM scratch AS toolkit
@@ -257,6 +350,7 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /ou
 FROM libraries AS runtime
 COPY --link --from=pyc /out/ /
 COPY --link --from=shipped /out/ /
+COPY --link --from=slimmed /out/ /
 ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/venv/lib/python3.11/site-packages/nvidia/cu13/bin" \
     PYTHONPATH="/opt/builder" \
     PYTHONDONTWRITEBYTECODE="1" \
@@ -305,8 +399,9 @@ LABEL org.opencontainers.image.title="qwen3-8b" \
       builder.engine="sglang 0.5.23" \
       builder.cuda="13.0" \
       builder.gpu-archs="9.0" \
+      builder.prune="oss" \
       builder.jit="on" \
-      builder.lock="sha256:a007039b24ea349a3e067f5bd94ee8556d3cd8b3b96586ca71c0af29087b100c" \
+      builder.lock="sha256:1f8eafc0e33c9f91059c7c73ec8a973b47b8b459212e62ec55e7487e3eda065a" \
       builder.tool="0.1.0"
 USER 10001:0
 EXPOSE 8000 8001

@@ -112,11 +112,15 @@ def _clean(value: Any, name: str = "") -> Any:
 
 
 def _dependencies(inputs: Inputs) -> list[dict[str, Any]]:
-    """The base, every wheel, the build folder, the weights' manifest. One entry per hash: a lock may hold one per platform."""
+    """The base, every wheel, the steps' tools, the build folder, the weights' manifest.
+
+    One entry per hash: a lock may hold one per platform.
+    """
     found: list[dict[str, Any]] = [_resource("base", inputs.base.digest, image_purl(inputs.base).to_string())]
-    for wheel in inputs.lock.wheels if inputs.lock else ():
+    tools = [("tool", wheel) for tool in (inputs.lock.tools if inputs.lock else ()) for wheel in tool.wheels]
+    for kind, wheel in [*(("wheel", wheel) for wheel in (inputs.lock.wheels if inputs.lock else ())), *tools]:
         purl = pypi_purl(wheel.name, wheel.version).to_string()
-        found += [_resource("wheel", value, purl) for value in wheel.sha256]
+        found += [_resource(kind, value, purl) for value in wheel.sha256]
     found.append(_resource("context", inputs.context))
     if inputs.manifest:
         found.append(_resource("weights", inputs.manifest))

@@ -3,7 +3,8 @@ compiler reads, to /out/toolkit.
 
 steps/trim.json beside this file names what is dropped, and the time that every file gets. What was in /opt/venv before the
 wheels (/opt/venv.list) belongs to the layer `runtime`. A report of every byte goes along: /opt/builder/layers/LAYER.json.
-Runs inside the build with the virtual environment's own Python; standard library only.
+With prune.py beside this file, GPU code goes too. Runs inside the build with the virtual environment's own Python; standard
+library only.
 """
 
 import collections
@@ -92,6 +93,7 @@ def main(layer: str, parts: int) -> None:
     sort_out(files, settings["rules"])
     strip(files)
     link_duplicates(files)
+    prune(files, layer)
     split(files, parts)
     for_linkers(files.site)
     note = OUT / "1/opt/builder/layers" / f"{layer}.json"
@@ -213,6 +215,14 @@ def sha256(file) -> bytes:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.digest()
+
+
+def prune(files: Files, layer: str) -> None:
+    """What prune.py beside this file does, in images that name the chips which will run them; elsewhere it is not there."""
+    if Path(__file__).with_name("prune.py").exists():  # else a package of that name might answer
+        import prune as step
+
+        step.prune(files, layer, OUT)
 
 
 def split(files: Files, parts: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from builder.config.spec import Spec
 from builder.errors import ConfigError
 from builder.image import context
 from builder.image import lock as locks
-from builder.image.lock import Lock
+from builder.image.lock import Lock, LockLayer, Wheel
 
 ENGINE = "xllamacpp-2026.10.11549-cp310-abi3-manylinux_2_28_x86_64.whl"
 
@@ -137,6 +138,71 @@ def test_a_lock_out_of_date_is_refused(
         context.read_lock(tmp_path, spec)
     assert message in caught.value.message
     assert caught.value.hint == "run `builder lock` again"
+
+
+def pruning_spec(spec: Spec, **changes: object) -> Spec:
+    return spec.model_copy(update={"image": spec.image.model_copy(update={"gpu_archs": ("9.0",), **changes})})
+
+
+TOOL = LockLayer("cuobjdump", (Wheel("nvidia-cuda-cuobjdump", "13.5.37", ("0" * 64,)),))
+
+
+def test_a_lock_without_the_tool_of_the_proof_is_refused_and_so_is_one_with_a_tool_too_many(
+    spec: Spec, lock: Lock, tmp_path: Path
+) -> None:
+    write_lock(tmp_path, lock)
+    with pytest.raises(ConfigError, match=r"image\.prune needs cuobjdump for its proof"):
+        context.read_lock(tmp_path, pruning_spec(spec))
+    write_lock(tmp_path, lock, tools=(TOOL,))
+    assert context.read_lock(tmp_path, pruning_spec(spec)).tools == (TOOL,)
+    for other in (spec, pruning_spec(spec, prune="none")):
+        with pytest.raises(ConfigError, match="it holds the tool cuobjdump"):
+            context.read_lock(tmp_path, other)
+
+
+def test_a_lock_leaves_out_exactly_what_image_without_names(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    less = spec.model_copy(update={"image": spec.image.model_copy(update={"without": ("Z3_solver",)})})
+    write_lock(tmp_path, lock)
+    with pytest.raises(ConfigError, match=r"image\.without names z3-solver, which it does not leave out"):
+        context.read_lock(tmp_path, less)
+    write_lock(tmp_path, lock, without=("z3-solver==4 (image.without)", "x==1 (only for what image.without names)"))
+    assert context.read_lock(tmp_path, less).without
+    with pytest.raises(ConfigError, match=r"it leaves out z3-solver, which image\.without does not name"):
+        context.read_lock(tmp_path, spec)
+
+
+def test_a_build_that_prunes_brings_the_pruner_and_its_proof_along(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    pruned = dataclasses.replace(lock, tools=(TOOL,))
+    made = context.write(tmp_path / "a", pruning_spec(spec, prune="all"), pruned)
+    slim = tmp_path / "a/slim/builder"
+    assert {path.name for path in slim.iterdir()} == {"__init__.py", "errors.py", "slim"}
+    assert (slim / "slim/tree.py").is_file()
+    settings = json.loads((tmp_path / "a/steps/prune.json").read_text())
+    assert settings["gpus"] == ["9.0"]
+    assert settings["profile"] == "all"
+    assert (tmp_path / "a/proof/requirements.txt").read_text() == TOOL.requirements()
+    assert (tmp_path / "a/proof/wheelhouse").is_dir()
+    assert made.digest != context.write(tmp_path / "b", pruning_spec(spec, prune="oss"), pruned).digest
+
+
+def test_a_build_that_does_not_prune_has_none_of_it(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    for number, plain in enumerate((spec, pruning_spec(spec, prune="none"))):
+        made = context.write(tmp_path / str(number), plain, lock)
+        assert not [name for name in made.files if name.startswith(("slim/", "proof/")) or name.endswith("prune.json")]
+
+
+def test_a_closed_build_needs_the_tool_of_the_proof_too(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    house.mkdir()
+    for one in lock.wheels:
+        (house / f"{one.name.replace('-', '_')}-{one.version}-py3-none-any.whl").write_bytes(b"wheel")
+    closed = pruning_spec(spec, index=False)
+    with pytest.raises(ConfigError, match=r"house lacks nvidia-cuda-cuobjdump==13\.5\.37, and image\.index is false"):
+        context.write(tmp_path / "a", closed, dataclasses.replace(lock, tools=(TOOL,)), wheelhouse=house)
+    tool = house / "nvidia_cuda_cuobjdump-13.5.37-py3-none-manylinux2014_x86_64.whl"
+    tool.write_bytes(b"tool")
+    made = context.write(tmp_path / "b", closed, dataclasses.replace(lock, tools=(TOOL,)), wheelhouse=house)
+    assert f"proof/wheelhouse/{tool.name}" in made.files
 
 
 def test_a_lock_that_holds_more_than_asked_is_refused(spec: Spec, lock: Lock, tmp_path: Path) -> None:

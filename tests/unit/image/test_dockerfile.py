@@ -18,6 +18,7 @@ from builder.config.spec import Spec
 from builder.errors import ConfigError
 from builder.image import dockerfile as under_test
 from builder.image import lock as locks
+from builder.image import pruning
 from builder.image.lock import Lock, LockLayer, Wheel
 from builder.image.recipes import TORCH, VERSIONS, recipe
 from builder.image.resolve import asks
@@ -144,6 +145,84 @@ def stages_of(text: str) -> dict[str, str]:
     return {
         name: parent + re.sub(r"^#.*", "", body, flags=re.M) for parent, name, body in zip(*[iter(found[1:])] * 3, strict=True)
     }
+
+
+PRUNED = 'gpu_archs: ["9.0"]'
+
+
+def test_every_layer_but_the_runtime_is_pruned_and_proven_where_chips_are_named() -> None:
+    stages = stages_of(dockerfile(spec(image=PRUNED)))
+    assert stages["wheels-runtime"] == stages_of(dockerfile(spec()))["wheels-runtime"]
+    for name in ("wheels-torch", "wheels-engine"):
+        assert "source=slim,target=/run/slim" in stages[name]
+        assert "from=proof,source=/out,target=/run/proof" in stages[name]
+        assert "steps/prune.json" in stages[name]
+    assert re.findall(r"--from=(\S+) \S+ \S+", stages["slimmed"]) == ["wheels-torch", "wheels-engine"]
+    assert "--from=slimmed" in stages["runtime"]
+    used = [name for name, body in stages.items() if re.search(r"from=proof\b", body)]
+    assert used == ["wheels-torch", "wheels-engine"]  # and nothing of it is copied into the image
+
+
+@pytest.mark.parametrize("image", ["{}", 'gpu_archs: ["9.0"]\n  prune: none'])
+def test_where_nothing_is_pruned_nothing_of_it_is_there(image: str) -> None:
+    text = dockerfile(spec(image=image))
+    assert not re.search(
+        "prune|slim/|/run/slim|slimmed|proof", text.replace('builder.prune="none"', "").replace("bookworm-slim", "")
+    )
+
+
+def labels_of(text: str) -> dict[str, str]:
+    block = re.search(r"^LABEL (.*?)^USER", text, re.S | re.M)
+    assert block
+    return dict(re.findall(r'^\s*([\w.-]+)="((?:[^"\\]|\\.)*)"', block[1].replace("LABEL ", ""), re.M))
+
+
+@pytest.mark.parametrize(
+    ("image", "prune", "redistribution"),
+    [
+        ("{}", None, None),
+        ('cuda: "13"', "none", None),
+        ('cuda: "13"\n  gpu_archs: ["9.0"]', "oss", None),
+        ('cuda: "13"\n  gpu_archs: ["9.0"]\n  prune: none', "none", None),
+        ('cuda: "13"\n  gpu_archs: ["9.0"]\n  prune: all', "all", "no: modified NVIDIA libraries"),
+        ('cuda: "13"\n  prune: all', "none", None),  # no chips are named, so nothing is changed
+        (PRUNED, "oss", None),
+    ],
+)
+def test_the_labels_say_what_was_changed_and_that_it_must_not_be_passed_on(
+    image: str, prune: str | None, redistribution: str | None
+) -> None:
+    labels = labels_of(dockerfile(spec(engine="transformers", version=next(iter(TORCH)), image=image)))
+    assert labels.get("builder.prune") == prune
+    assert labels.get("builder.redistribution") == redistribution
+
+
+def test_stubs_alone_need_no_proof_and_are_named_in_a_label() -> None:
+    text = dockerfile(spec(engine="transformers", version=next(iter(TORCH)), image='cuda: "13"\n  stubs: [curand, cufft]'))
+    stages = stages_of(text)
+    assert "proof" not in stages
+    assert "source=slim,target=/run/slim" in stages["wheels-torch"]
+    assert "/run/proof" not in text
+    assert "slimmed" in stages
+    assert labels_of(text)["builder.stubs"] == "curand,cufft"
+    assert labels_of(text)["builder.prune"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("{}", ""),
+        (PRUNED, ""),
+        ('cuda: "13"\n  gpu_archs: ["9.0"]\n  prune: none', ""),
+        ('cuda: "13"', "the GPU code of all chips stays"),
+        ('cuda: "13"\n  gpu_archs: ["9.0"]\n  prune: all', "whose licences allow no changes"),
+    ],
+)
+def test_a_build_says_once_what_stays_or_what_it_must_not_be_used_for(image: str, said: str) -> None:
+    lines = pruning.remarks(spec(engine="transformers", version=next(iter(TORCH)), image=image).image)
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
+    assert all("\n" not in line for line in lines)
 
 
 def test_each_part_of_a_layer_is_a_layer_of_the_image() -> None:

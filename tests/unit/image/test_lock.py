@@ -38,7 +38,8 @@ def lock_of(*found: LockLayer) -> Lock:
 @given(st.lists(WHEELS, max_size=12, unique_by=lambda w: w.name), st.integers(1, 99))
 def test_what_is_written_is_read_back(wheels: list[Wheel], parts: int) -> None:
     found = (LockLayer("one", tuple(wheels), parts), LockLayer("7zip-bin", ()))
-    lock = Lock("m", "3.12", ("linux/amd64", "linux/arm64"), ("a==1", "b[c]===2"), found, ("x==1 (for another CUDA)",))
+    tools = (LockLayer("cuobjdump", tuple(wheels[:2])),)
+    lock = Lock("m", "3.12", ("linux/amd64", "linux/arm64"), ("a==1", "b[c]===2"), found, ("x==1 (for another CUDA)",), tools)
     assert read(text(lock), "f") == lock
 
 

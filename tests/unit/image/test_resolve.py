@@ -14,7 +14,7 @@ from builder import process
 from builder.config.load import parse
 from builder.config.spec import Spec
 from builder.errors import BuilderError, ConfigError, RemoteError
-from builder.image import resolve
+from builder.image import pruning, resolve
 from builder.image.dockerfile import RUNTIME_PINS
 from builder.image.lock import Lock
 from builder.image.resolve import Places
@@ -199,3 +199,50 @@ def test_the_same_question_has_the_same_answer(house: Path) -> None:
     torch(house)
     assert locked(house) == locked(house)
     assert dataclasses.replace(locked(house), name="other") != locked(house)
+
+
+def test_an_image_that_prunes_locks_the_tool_of_its_proof_apart_from_its_wheels(house: Path) -> None:
+    wheel(house, "vllm", "1.0")
+    wheel(house, *pruning.CUOBJDUMP.split("=="), tag="py3-none-manylinux_2_17_x86_64")
+    lock = locked(house, spec(image='cuda: "13"\n  gpu_archs: ["9.0"]'))
+    assert [(tool.name, [one.pin for one in tool.wheels]) for tool in lock.tools] == [("cuobjdump", [pruning.CUOBJDUMP])]
+    assert lock.find("nvidia-cuda-cuobjdump") is None
+    for image in ('cuda: "13"', 'cuda: "13"\n  gpu_archs: ["9.0"]\n  prune: none'):
+        assert locked(house, spec(image=image)).tools == ()
+
+
+def test_a_tool_that_the_image_installs_anyway_is_the_same_one(house: Path) -> None:
+    wheel(house, "vllm", "1.0", requires=("nvidia-cuda-cuobjdump==12.9",))
+    wheel(house, "nvidia-cuda-cuobjdump", "12.9")
+    lock = locked(house, spec(image='cuda: "13"\n  gpu_archs: ["9.0"]'))
+    assert lock.tools[0].wheels == (lock.find("nvidia-cuda-cuobjdump"),)
+
+
+def test_what_is_left_out_takes_along_what_it_alone_needs(house: Path) -> None:
+    wheel(house, "vllm", "1.0", requires=("Big_Thing>=1", "shared", "kept"))
+    wheel(house, "big-thing", "7", requires=("only-for-big==2", "shared<2"))
+    wheel(house, "only-for-big", "2")
+    for version in ("1", "2"):
+        wheel(house, "shared", version)
+    wheel(house, "kept", "1")
+    lock = locked(house, spec(image='cuda: "13"\n  without: ["big.thing"]'))
+    assert lock.without == ("big-thing==7 (image.without)", "only-for-big==2 (only for what image.without names)")
+    assert pins(lock)["shared"] == "1"  # nothing else moves, though 2 would do now
+    assert {"kept", "vllm"} <= set(pins(lock))
+
+
+@pytest.mark.parametrize(
+    ("named", "message", "hint"),
+    [
+        ("big-thin", r"image\.without: big-thin: not among the \d+ wheels", "did you mean `big-thing`?"),
+        ("nothing-like-it", "not among the", "take it out; `builder lock` lists what an image installs"),
+        ("vllm", "the description itself asks for it", "take it out of image.without"),
+        ("awscrt", "the description itself asks for it", "take it out of image.without"),
+    ],
+)
+def test_only_what_the_image_would_have_can_be_left_out(house: Path, named: str, message: str, hint: str) -> None:
+    wheel(house, "vllm", "1.0", requires=("big-thing",))
+    wheel(house, "big-thing", "7")
+    with pytest.raises(ConfigError, match=message) as caught:
+        locked(house, spec(image=f'cuda: "13"\n  without: ["{named}"]'))
+    assert caught.value.hint == hint

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from builder.errors import RemoteError
-from builder.image.resolve import _Found, _Web
+from builder.image.sizes import Found, Web
 
 
 class Server(ThreadingHTTPServer):
@@ -60,8 +60,8 @@ def login(tmp_path: Path) -> dict[str, str]:
     return {"NETRC": str(tmp_path / "netrc")}
 
 
-def wheel(url: str) -> _Found:
-    return _Found("a", "1", "0" * 64, url)
+def wheel(url: str) -> Found:
+    return Found("a", "1", "0" * 64, url)
 
 
 def test_the_index_gets_the_login_and_where_it_redirects_gets_none(
@@ -70,22 +70,22 @@ def test_the_index_gets_the_login_and_where_it_redirects_gets_none(
     index, store = servers
     index.answers["/a.whl"] = (302, {"Location": store.url("/blob", host="localhost")})
     store.answers["/blob"] = (200, {"Content-Length": "12345"})
-    assert _Web(login).size(wheel(index.url("/a.whl"))) == 12345
+    assert Web(login).size(wheel(index.url("/a.whl"))) == 12345
     assert index.seen[0][2].startswith("Basic ")
     assert [authorization for _, _, authorization in store.seen] == [""]
 
 
 def test_a_server_without_head_is_asked_by_get(servers: tuple[Server, Server]) -> None:
     servers[0].answers["/a.whl"] = (501, {})
-    assert _Web({}).size(wheel(servers[0].url("/a.whl"))) == 7
+    assert Web({}).size(wheel(servers[0].url("/a.whl"))) == 7
     assert [method for method, _, _ in servers[0].seen] == ["HEAD", "GET"]
 
 
 def test_a_size_that_is_not_told_is_an_error_and_not_nothing(servers: tuple[Server, Server]) -> None:
     with pytest.raises(RemoteError, match=r"a==1: 127\.0\.0\.1 does not tell the wheel's size: 404"):
-        _Web({}).size(wheel(servers[0].url("/absent.whl")))
+        Web({}).size(wheel(servers[0].url("/absent.whl")))
     with pytest.raises(RemoteError, match="does not tell the wheel's size"):
-        _Web({}).size(wheel("http://127.0.0.1:9/a.whl"))
+        Web({}).size(wheel("http://127.0.0.1:9/a.whl"))
 
 
 def test_a_proxy_is_used_but_not_for_what_no_proxy_names(servers: tuple[Server, Server]) -> None:
@@ -93,5 +93,5 @@ def test_a_proxy_is_used_but_not_for_what_no_proxy_names(servers: tuple[Server, 
     index.answers["/a.whl"] = (200, {"Content-Length": "5"})
     proxy.answers[index.url("/a.whl")] = (200, {"Content-Length": "6"})
     environ = {"HTTP_PROXY": proxy.url("")}
-    assert _Web(environ).size(wheel(index.url("/a.whl"))) == 6
-    assert _Web(environ | {"no_proxy": "127.0.0.1"}).size(wheel(index.url("/a.whl"))) == 5
+    assert Web(environ).size(wheel(index.url("/a.whl"))) == 6
+    assert Web(environ | {"no_proxy": "127.0.0.1"}).size(wheel(index.url("/a.whl"))) == 5

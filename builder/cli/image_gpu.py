@@ -1,0 +1,55 @@
+"""The part of `builder image report` on GPU code, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from builder.cli.common import table
+from builder.errors import printable
+from builder.units import count, format_size
+
+if TYPE_CHECKING:
+    from builder.image.gpucode import GpuCode
+
+
+def human(found: GpuCode, top: int) -> list[str]:
+    """Paragraphs: which chips find code, the code by chip, the libraries with the most of it; and the stubs."""
+    return [*(_code(found, top) if found.gpus else ()), *(_stubs(found, top) if found.stubs else ())]
+
+
+def _code(found: GpuCode, top: int) -> list[str]:
+    chips = [[printable(name), format_size(before), format_size(after)] for name, before, after in found.chips]
+    rows = [
+        [printable(one.name), printable(one.package), format_size(one.code_before), format_size(one.code_after), remark]
+        for one in found.libraries[:top]
+        for remark in [printable(one.remark)]
+    ]
+    head = (
+        f"GPU code for {', '.join(map(printable, found.gpus))}, profile {printable(found.profile)}: "
+        f"{format_size(found.after)} of {format_size(found.before)} in {count(len(found.libraries), 'file')} kept"
+    )
+    return [
+        "\n".join([head, *(runs(gpu, missing, len(found.libraries)) for gpu, missing in found.runs_on.items())]),
+        table([["chip", "code before", "after"], *chips], right=(1, 2)),
+        table([["library", "package", "code before", "after", ""], *rows], right=(2, 3)),
+    ]
+
+
+def _stubs(found: GpuCode, top: int) -> list[str]:
+    rows = [
+        [printable(one.name), printable(one.package), format_size(one.before), format_size(one.after), printable(one.stub)]
+        for one in found.stubs[:top]
+    ]
+    head = "in the place of libraries that the image does without, stubs that end a process which calls them:"
+    return [head, table([["library", "package", "before", "after", "image.stubs"], *rows], right=(2, 3))]
+
+
+def runs(gpu: str, missing: tuple[str, ...], libraries: int) -> str:
+    """
+    >>> runs("9.0", (), 3), runs("8.0", ("libfa3.so",), 3)
+    ('9.0: code for it in all of 3', '8.0: code for it in 2 of 3; not in libfa3.so')
+    """
+    if not missing:
+        return f"{printable(gpu)}: code for it in all of {libraries}"
+    names = ", ".join(map(printable, missing[:3])) + (", ..." if len(missing) > 3 else "")
+    return f"{printable(gpu)}: code for it in {libraries - len(missing)} of {libraries}; not in {names}"
