@@ -236,10 +236,12 @@ def cache_weights(
 
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
-    from builder.image import context
+    from builder.image import context, stubs
     from builder.image.dockerfile import dockerfile
 
-    return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
+    lock = context.read_lock(loaded.folder, loaded.spec)
+    stubs.require(loaded.spec.image, lock)
+    return dockerfile(loaded.spec, lock, manifest=manifest)
 
 
 def lock_image(loaded: Loaded, environ: Mapping[str, str]) -> Lock:
@@ -278,11 +280,12 @@ def build_image(
     environ: variables that image.index names.
     It has its name, its layout and its place in the registry only after the scan and its own `verify` have passed.
     """
-    from builder.image import admission, backends, context, lint, machine, registry, scratch, standing
+    from builder.image import admission, backends, context, lint, machine, registry, scratch, standing, stubs
     from builder.image import attest as documents
     from builder.image.backends.base import Options
 
     image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
+    stubs.require(image, lock)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
     described = documents.prepare(attest, sign, image.platforms)
     with scratch.folder() as private:

@@ -242,13 +242,6 @@ class Image(Section):
     labels: dict[str, str] = {}
     """Further OCI labels."""
 
-    @field_validator("stubs")
-    @classmethod
-    def _of_cuda(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if value and info.data.get("cuda") == "none":
-            raise ValueError('expected [] where image.cuda is "none": such an image has none of these libraries')
-        return value
-
 
 class Warmup(Section):
     """Requests made before the server counts as ready: every batch size with every length."""

@@ -46,7 +46,7 @@ def settings(image: Image) -> dict[str, Any]:
 
 def labels(image: Image) -> dict[str, str]:
     """Of an image that can hold GPU code; none for the others."""
-    if image.cuda == "none" and not prunes(image):
+    if image.cuda == "none" and not changes(image):
         return {}
     found: dict[str, str] = {"builder.prune": image.prune if prunes(image) else "none"}
     found |= {"builder.redistribution": REDISTRIBUTION} if found["builder.prune"] == "all" else {}

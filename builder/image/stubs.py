@@ -6,9 +6,13 @@ smoke stage imports the engine as the image's user. What answers a request is tr
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from builder.config.spec import Spec
+from builder.config.spec import Image, Spec
+from builder.errors import ConfigError
+from builder.image.lock import Lock
+from builder.slim import stubs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +25,35 @@ class Proven:
     how: str
 
 
+TORCH = frozenset(("cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nvjitlink", "nvshmem"))
 PROVEN = (
     Proven(
         "transformers",
         "5.23.0",
-        frozenset(("cufft", "cufile", "curand", "cusolver", "cusparse", "cusparselt", "nccl", "nvjitlink", "nvshmem")),
+        TORCH | {"nccl"},
         "torch 2.13.0 for CUDA 13: the smoke stage's imports and a small model's answer, on a CPU, all symbols bound at load",
+    ),
+    Proven(
+        "vllm",
+        "0.32.0",
+        TORCH,
+        "torch 2.13.0 for CUDA 13: the smoke stage's imports, on a CPU, all symbols bound at load",
     ),
 )
 GROUPS = ("vllm", "sglang")
 """Engines that open a torch.distributed group with NCCL for one GPU too (vLLM 0.32.0: init_distributed_environment), and
 torch's ProcessGroupNCCL asks NCCL for its version as it is made (torch 2.13.0). An import, and so the smoke stage, does not."""
+
+
+def require(image: Image, lock: Lock) -> None:
+    """Raises ConfigError for a stub whose library no wheel of the lock brings: nothing would be replaced."""
+    wheels = [wheel.name for layer in lock.layers for wheel in layer.wheels]
+    for stub in stubs.chosen(image.stubs):
+        if not any(re.fullmatch(stub.wheels, name) for name in wheels):
+            raise ConfigError(
+                f"image.stubs: {stub.name}: no wheel of requirements.lock brings this library",
+                hint=f"take {stub.name} out of image.stubs",
+            )
 
 
 def warnings(spec: Spec) -> list[str]:

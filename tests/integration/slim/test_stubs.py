@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from builder.errors import CapabilityError
 from builder.slim import stub, symbols
+from tests.conftest import missing
 from tests.libraries import build, call
 from tests.real_wheels import take, wheel
 
@@ -79,3 +85,35 @@ def test_cufile_leaves_the_cpp_runtime_to_the_cpp_runtime(cufile: Path, tmp_path
     assert len(offered) + sum(map(len, done.left_out.values())) == len({one.name for one in original.exports})
     user = build(tmp_path, "libuser.so", THROWS, "-xc++")
     assert call(user, "caught", before=f"ctypes.CDLL({str(cufile)!r}, mode=ctypes.RTLD_GLOBAL)").stdout == "3\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for one small library."""
+    if os.geteuid() != 0:
+        missing("root", "mounting needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=28k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_takes_no_stub_keeps_the_library(small_disk: Path, tmp_path: Path, fault: str) -> None:
+    source = "\n".join(f"int f{number}(void) {{ return {number}; }}" for number in range(40))
+    made = build(tmp_path, "libcufft.so.12", source, "-Wl,-z,noseparate-code", "-s")
+    library = small_disk / made.name
+    library.write_bytes(made.read_bytes())
+    if fault == "full":
+        with contextlib.suppress(OSError), (small_disk / "rest").open("wb") as rest:
+            while True:
+                rest.write(bytes(512))
+                rest.flush()
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    names = set(small_disk.iterdir())
+    with pytest.raises(CapabilityError, match=r"libcufft\.so\.12: cannot be replaced: (No space left|Read-only file system)"):
+        stub.replace(library, "cufft")
+    assert library.read_bytes() == made.read_bytes()
+    assert set(small_disk.iterdir()) == names

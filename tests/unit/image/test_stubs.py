@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from builder import resources
 from builder.config.load import load, parse
 from builder.errors import ConfigError
-from builder.image import stubs
+from builder.image import context, stubs
+from builder.pipeline import render_image
+from builder.slim import stubs as table
 
 TEXT = (resources.folder("images") / "llama3-8b-transformers" / "builder.yaml").read_text()
 
@@ -58,8 +61,28 @@ def test_other_names_are_refused(line: str, said: str) -> None:
         described(line)
 
 
-def test_an_image_for_cpus_has_none_to_replace(tmp_path: Path) -> None:
-    text = (resources.folder("images") / "transformers-cpu" / "builder.yaml").read_text()
-    (tmp_path / "builder.yaml").write_text(text.replace("image:\n", "image:\n  stubs: [curand]\n", 1))
-    with pytest.raises(ConfigError, match=r'image\.stubs: expected \[\] where image\.cuda is "none"'):
-        load(tmp_path)
+def test_a_library_that_no_wheel_brings_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(resources.folder("images") / "llama3-8b-transformers", tmp_path / "image")
+    folder, text = tmp_path / "image", TEXT.replace('cuda: "13"', 'cuda: "13"\n  stubs: [curand, nvshmem]')
+    (folder / "builder.yaml").write_text(text)
+    loaded, lock = load(folder), folder / "requirements.lock"
+    assert "transformers" in render_image(loaded, "")
+    lock.write_text("".join(line for line in lock.read_text().splitlines(True) if not line.startswith("nvidia-nvshmem")))
+    with pytest.raises(ConfigError, match=r"image\.stubs: nvshmem: no wheel") as caught:
+        render_image(loaded, "")
+    assert caught.value.hint == "take nvshmem out of image.stubs"
+
+
+def test_the_names_and_wheels_are_those_of_the_locks() -> None:
+    """What torch asks for today: each stub has its wheel in the lock of an image for CUDA 13."""
+    found = load(resources.folder("images") / "llama3-8b-transformers")
+    image = found.spec.image.model_copy(update={"stubs": table.NAMES})
+    stubs.require(image, context.read_lock(found.folder, found.spec))
+
+
+def test_the_page_and_the_record_name_the_same_sets() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "stubs.md").read_text()
+    for one in stubs.PROVEN:
+        but = sorted(set(table.NAMES) - one.stubs)
+        wanted = f"all but {', '.join(but)}" if but else "all nine"
+        assert f"| {one.engine} {one.version}, torch 2.13.0, CUDA 13 | {wanted} |" in page
