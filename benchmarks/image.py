@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import measure, tables
+from benchmarks import ladder, measure, tables
 from builder import pipeline, resources, units
 from builder.config.load import Loaded, load
 from builder.image import context, inspect, machine
@@ -26,6 +26,7 @@ from builder.image.report import ImageReport
 
 SMALL = ("demo-llama-cpp", "demo-llama-cpp:distroless", "minilm-onnxruntime-cpu", "transformers-cpu")
 PARTS = ("size", "start", "pyc", "rebuild")
+MORE = ("ladder",)
 PLAIN = """\
 FROM debian:bookworm-slim
 RUN --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=bind,source=apt,target=/run/apt \\
@@ -68,18 +69,27 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", action="append", help=f"NAME[:FINAL] of images/; default: {' '.join(SMALL)}")
     parser.add_argument(
-        "--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}; default: all"
+        "--parts",
+        type=lambda text: text.split(","),
+        default=list(PARTS),
+        help=f"of {','.join(PARTS + MORE)}; default: {','.join(PARTS)}",
     )
     parser.add_argument("--no-plain", action="store_true", help="leave the plain install out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, help="where to work; default: the temporary folder")
+    parser.add_argument("--wheels", type=Path, help="ladder: a folder that holds the wheels; default: download them")
     parser.add_argument("--section", default="image", help="heading on the page; default: image")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="also replace the section of this page")
     return parser.parse_args()
 
 
 def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
-    yield f"{measure.machine()}\n\n`python -m benchmarks image {' '.join(sys.argv[1:])}`\n\n{RULES}"
+    yield f"{measure.machine()}\n\n`python -m benchmarks image {' '.join(sys.argv[1:])}`\n\n"
+    if "ladder" in args.parts:
+        yield from ladder.sections(work, args.wheels)
+    if not set(PARTS) & set(args.parts):
+        return
+    yield RULES
     made = [_make(*name.partition(":")[::2], work, plain=not args.no_plain) for name in args.engine or SMALL]
     if "size" in args.parts:
         yield from _sizes(made)

@@ -164,12 +164,10 @@ def missing(original: Library, stub: Library, importers: Iterable[Library]) -> t
 
 
 def _offers(exports: Iterable[Symbol]) -> set[tuple[str, str]]:
-    """What a reference may be bound to: a version by its name, and the default of each name without one."""
-    found = set()
+    """What a reference may be bound to: a version by its name, or the name alone."""
+    found: set[tuple[str, str]] = set()
     for symbol in exports:
-        found.add((symbol.name, symbol.version))
-        if symbol.default:
-            found.add((symbol.name, ""))
+        found |= {(symbol.name, symbol.version), (symbol.name, "")}
     return found
 
 

@@ -66,13 +66,13 @@ STUBS = (
         "cusparselt",
         r"libcusparseLt\.so\.\d+",
         r"nvidia-cusparselt(-cu\d+)?",
-        "2:4 semi-structured sparsity: `torch.sparse.to_sparse_semi_structured`, checkpoints that are stored so",
+        "2:4 sparsity through torch: `torch.sparse.to_sparse_semi_structured`",
     ),
     Stub(
         "nccl",
         r"libnccl\.so\.\d+",
         r"nvidia-nccl(-cu\d+)?",
-        "more than one GPU: tensor, pipeline, expert and data parallel serving, `torch.distributed` with NCCL",
+        "`torch.distributed` with NCCL: every use of several GPUs; and vLLM and SGLang, which open a group for one GPU too",
         ("nvshmem",),
     ),
     Stub(

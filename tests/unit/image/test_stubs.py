@@ -14,13 +14,10 @@ from builder.image import stubs
 TEXT = (resources.folder("images") / "llama3-8b-transformers" / "builder.yaml").read_text()
 
 
-def described(names: str, *, args: str = "[]", engine: str = "5.23.0") -> list[str]:
-    text = TEXT.replace(
-        'engine: {name: transformers, version: "5.23.0"}', f'engine: {{name: transformers, version: "{engine}"}}'
-    )
+def described(names: str, *, engine: str = "transformers", version: str = "5.23.0") -> list[str]:
+    text = TEXT.replace('{name: transformers, version: "5.23.0"}', f'{{name: {engine}, version: "{version}"}}')
     text = text.replace('cuda: "13"', f'cuda: "13"\n  stubs: {names}')
-    lines = [line if not line.startswith("  args:") else f"  args: {args}" for line in text.splitlines()]
-    return stubs.warnings(parse("\n".join(lines).encode(), "builder.yaml"))
+    return stubs.warnings(parse(text.encode(), "builder.yaml"))
 
 
 def test_a_proven_set_and_a_part_of_it_are_quiet() -> None:
@@ -31,7 +28,7 @@ def test_a_proven_set_and_a_part_of_it_are_quiet() -> None:
 
 
 def test_another_release_is_a_warning_that_names_what_is_untried() -> None:
-    (said,) = described("[curand, cufft]", engine="5.22.0")
+    (said,) = described("[curand, cufft]", version="5.22.0")
     assert said.startswith("image.stubs: curand, cufft untried with transformers 5.22.0")
 
 
@@ -41,12 +38,11 @@ def test_only_what_goes_beyond_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert described("[curand, cufft]")[0].startswith("image.stubs: cufft untried")
 
 
-@pytest.mark.parametrize("args", ['["--tensor-parallel-size", "2"]', '["--tensor-parallel-size=2"]', '["--tp", "4"]'])
-def test_several_gpus_without_nccl_is_a_warning(args: str) -> None:
-    (said,) = described("[nccl]", args=args)
-    assert "needs NCCL" in said
-    assert described("[curand]", args=args) == []
-    assert described("[nccl]", args=args.replace("2", "1").replace("4", "1")) == []
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_engine_that_opens_a_group_needs_nccl(engine: str) -> None:
+    found = described("[nccl, curand]", engine=engine)
+    assert any("stops on a GPU" in one for one in found)
+    assert not any("stops on a GPU" in one for one in described("[curand]", engine=engine))
 
 
 @pytest.mark.parametrize(

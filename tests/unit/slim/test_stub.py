@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -28,12 +30,19 @@ __asm__(".symver one_v2, one@@V2");
 int table[6] = {1, 2, 3};
 extern int alias[6] __attribute__((alias("table")));
 char wide[64] __attribute__((aligned(64))) = "x";
+char odd[3] = "o";
+char page[128] __attribute__((aligned(32))) = "p";
+__attribute__((visibility("protected"))) int guarded(void) { return 3; }
 __thread long per_thread = 7;
 static int chosen_one(void) { return 5; }
 static int (*pick(void))(void) { return chosen_one; }
 int chosen(void) __attribute__((ifunc("pick")));
 """
-VERSIONS = "V1 { global: plain; weakly; table; alias; wide; local: one_v*; }; V2 { global: per_thread; chosen; } V1; V3 { } V2;"
+VERSIONS = """
+V1 { global: plain; weakly; table; alias; wide; odd; page; guarded; local: one_v*; };
+V2 { global: per_thread; chosen; } V1;
+V3 { } V2;
+"""
 IMPORTER = """
 extern int plain(void), one(void), one_old(void), chosen(void);
 __asm__(".symver one_old, one@V1");
@@ -67,7 +76,7 @@ def test_an_importer_of_versions_data_and_tls_loads_with_everything_bound(pair: 
     assert call(importer, "same", library_path=library.parent).stdout == "1\n"
     assert call(importer, "weak_is_there", library_path=library.parent).stdout == "1\n"
     assert stub.missing(original, symbols.read(library), [asking]) == ()
-    assert (done.functions, done.data, done.left_out) == (5, 4, {})
+    assert (done.functions, done.data, done.left_out) == (6, 6, {})
     assert symbols.read(library).versions == original.versions
     assert symbols.read(library).needed == ()
 
@@ -115,6 +124,16 @@ def test_a_thread_ends_the_process_too(pair: tuple[Path, Path]) -> None:
     assert call(pair[0], "plain", before=f"{threaded}; print('alive')").stdout == ""
 
 
+def test_data_keeps_its_size_and_alignment(pair: tuple[Path, Path]) -> None:
+    before = {one.name: one for one in symbols.read(pair[0]).exports if one.kind == "object" and not one.absolute}
+    stub.replace(pair[0], "curand")
+    after = {one.name: one for one in symbols.read(pair[0]).exports if one.kind == "object" and not one.absolute}
+    assert {name: one.size for name, one in after.items()} == {name: one.size for name, one in before.items()}
+    assert (after["wide"].value % 64, after["page"].value % 32, after["table"].value % 4) == (0, 0, 0)
+    spans = sorted((one.value, one.value + one.size) for name, one in after.items() if name != "alias")
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
 def test_dlsym_finds_what_no_importer_names(tmp_path: Path) -> None:
     library = build(tmp_path, "libcufft.so.12", "int a(void) { return 1; }\nint b(void) { return 2; }")
     stub.replace(library, "cufft")
@@ -147,7 +166,7 @@ void like_clone(void) {}
 char like_class[16] __asm__("_ZTINSt8ios_base7failureE");
 int cuFileRead(void) { return 1; }
 """
-"""libcufile.so.0 exports some 440 symbols of libstdc++; here are five of them."""
+"""libcufile.so.0 exports 445 symbols of libstdc++; here are five of them."""
 
 
 def test_what_belongs_to_the_cpp_runtime_is_left_out(tmp_path: Path) -> None:
@@ -343,3 +362,14 @@ def test_a_file_is_matched_by_name_and_wheel() -> None:
     assert stubs.of_file("libcufft.so.12.bak", "", every) == ""
     with pytest.raises(ConfigError, match="cublas"):
         stubs.of_file("libcublas.so.13", "", ["cublas"])
+
+
+def test_the_page_says_of_each_what_the_table_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "stubs.md").read_text()
+    table = page.split("## Which there are")[1].split("##")[0]
+    rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in table.splitlines()) if row[0] in stubs.NAMES}
+    assert tuple(rows) == stubs.NAMES
+    for one in stubs.STUBS:
+        name, file, _, loses, *callers = rows[one.name]
+        assert (name, loses, ", ".join(callers)) == (one.name, one.loses, ", ".join(one.callers))
+        assert re.fullmatch(one.files, f"{file}.so.12")

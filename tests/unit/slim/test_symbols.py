@@ -125,6 +125,16 @@ def test_damaged_headers_are_an_error(library: Path, tmp_path: Path, at: int, va
         symbols.read(changed(library, tmp_path, at, value))
 
 
+def test_a_table_longer_than_its_segment_is_an_error(library: Path, tmp_path: Path) -> None:
+    """Not longer than the file: what follows in the file is of another segment, and no name."""
+    body = library.read_bytes()
+    size = int(subprocess.run(["readelf", "-dW", library], capture_output=True, text=True, check=True).stdout
+               .split("(STRSZ)")[1].split()[0])  # fmt: skip
+    at = body.index(struct.pack("<QQ", symbols.DT_STRSZ, size)) + 8
+    with pytest.raises(IntegrityError, match="of them in its segment"):
+        symbols.read(changed(library, tmp_path, at, struct.pack("<Q", 0x2000)))
+
+
 def test_a_truncated_file_is_an_error_at_every_length(library: Path, tmp_path: Path) -> None:
     body, path = library.read_bytes(), tmp_path / "short.so"
     whole = symbols.read(library)
