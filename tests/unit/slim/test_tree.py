@@ -277,8 +277,9 @@ from pathlib import Path
 from builder.slim import tree
 from builder.slim.chips import Chip
 
-def done(path, size):
-    print(path, flush=True)
+def done(path, size, total):
+    if path:
+        print(path, flush=True)
 
 if __name__ == "__main__":
     tree.slim([Path(sys.argv[1])], (Chip(9, 0),), "oss", packages={"*.so*": "torch"}, workers=int(sys.argv[2]), progress=done)
@@ -329,6 +330,29 @@ def _alone(folder: Path) -> None:
         else:
             return
     raise AssertionError("a process of the killed run still works")
+
+
+def test_interrupted_the_files_in_work_are_finished_and_nothing_stays_behind(tmp_path: Path, made: Path) -> None:
+    """Ctrl-C on a terminal goes to every process of the run."""
+    program, folder = tmp_path / "run.py", tmp_path / "site"
+    program.write_text(RUN)
+    folder.mkdir()
+    for i in range(40):
+        shutil.copy(made, folder / f"{i}.so")
+    command = [sys.executable, program, folder, "2"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True, text=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate()
+    assert child.returncode
+    assert said.count("Traceback") == 1  # the program's own, which has no better word for Ctrl-C
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{i}.so" for i in range(40))
+    assert {path.stat().st_size for path in folder.iterdir()} != {made.stat().st_size}
+    _alone(folder)
 
 
 def test_a_second_run_keeps_away_from_a_file_in_work(site: Path) -> None:
