@@ -111,6 +111,7 @@ def make(
         blob += bytes(-len(blob) % 8)
         offsets.append(len(blob))
         blob += one if isinstance(one, bytes) else container(one)
+    folder = folder.absolute()
     build = folder / f".{name}.build"
     build.mkdir(parents=True)
     (build / "blob").write_bytes(blob)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 BAR = 24
 WIDE = 32
 ALL = """\
-profile all: NVIDIA's licences for CUDA, cuDNN and others allow no modification of their libraries, so that profile oss, the
-default, leaves those as they are. What comes out now is for your own machines: do not pass it on.
-"""
+profile all: NVIDIA's licences for CUDA, cuDNN and others allow no modification of their libraries,
+so profile oss, the default, leaves those as they are. What comes out now is for your own machines:
+do not pass it on."""
 
 
 @click.command()
@@ -79,11 +79,15 @@ def command(
         raise ConfigError(f"{output}: cannot be written", hint="name another file for --report")
     if profile == "all":
         session.say(ALL)
-    task = session.progress.add("slim", unit="libraries")
+    task = -1
 
-    def done(path: str, size: int) -> None:
-        session.progress.note(task, printable(path))
-        session.progress.advance(task, 1)
+    def done(path: str, size: int, total: int) -> None:
+        nonlocal task
+        if not path:
+            task = session.progress.add("slim", total)
+            return
+        session.progress.note(task, printable(path.rpartition("/")[2]))
+        session.progress.advance(task, size)
 
     report = tree.slim(
         paths, wanted, profile, dry_run=dry_run, workers=workers, cuobjdump=program, load=verify, progress=done
@@ -132,7 +136,7 @@ def _libraries(report: Report) -> str:
         return ""
     rows = [["library", "package", "unpacked", "", "compressed", "", "code for"]]
     for one in sorted(shown, key=lambda one: one.packed_after - one.packed_before):
-        kept = " ".join(chip.removeprefix("sm_").replace("compute_", "PTX ") for chip in sorted(one.after, key=order))
+        kept = " ".join(_chip(chip).removeprefix("sm_") for chip in sorted(one.after, key=order))
         sizes = [format_size(one.size_before), f"→ {format_size(one.size_after)}"]
         packed = [format_size(one.packed_before), f"→ {format_size(one.packed_after)}"]
         rows.append([_short(one.path), printable(one.decision.package)[:18], *sizes, *packed, kept])
@@ -150,9 +154,14 @@ def _chart(report: Report) -> str:
     for chip, (before, after) in chips.items():
         length = max(1, round(BAR * before / most)) if before else 0
         stays = min(length, max(1, round(BAR * after / most))) if after else 0
-        name = f"{chip.replace('compute_', 'PTX ')}"
-        rows.append([name, format_size(before), format_size(after) if after else "-", full * stays + thin * (length - stays)])
+        rows.append(
+            [_chip(chip), format_size(before), format_size(after) if after else "-", full * stays + thin * (length - stays)]
+        )
     return table(rows, right=(1, 2))
+
+
+def _chip(name: str) -> str:
+    return name.replace("compute_", "PTX ").replace("lto_", "LTO-IR ")
 
 
 def _sums(report: Report) -> str:

@@ -186,13 +186,13 @@ class Report:
 
 
 def order(chip: str) -> tuple[int, str]:
-    """Cubins before PTX, by number.
+    """Cubins, PTX, LTO-IR; each by number.
 
-    >>> sorted(["compute_80", "sm_100", "sm_90a", "sm_90"], key=order)
-    ['sm_90', 'sm_90a', 'sm_100', 'compute_80']
+    >>> sorted(["lto_75", "compute_80", "sm_100", "sm_90a", "sm_90"], key=order)
+    ['sm_90', 'sm_90a', 'sm_100', 'compute_80', 'lto_75']
     """
-    digits = "".join(c for c in chip if c.isdigit())
-    return (0 if chip.startswith("sm_") else 1000) + int(digits or 0), chip
+    kind, _, number = chip.partition("_")
+    return 1000 * ("sm", "compute", "lto").index(kind) + int("".join(c for c in number if c.isdigit())), chip
 
 
 def weight(path: Path) -> int:

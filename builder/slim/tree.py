@@ -30,6 +30,7 @@ from builder.slim.walk import Found, find, remove_leftovers
 
 WRONG_USE = {"not-elf", "class", "byte-order", "machine", "nothing-left"}
 REPORT = "the file is as it was; report its package and version, and what is said above"
+Progress = Callable[[str, int, int], None]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -70,12 +71,13 @@ def slim(
     workers: int | None = None,
     cuobjdump: Path | None = None,
     load: bool = False,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Every library in `paths` without the GPU code that none of `gpus` can use.
 
     packages: pattern of a file's name → the package that it belongs to, in place of what dist-info says.
-    workers: processes; None: one per core.  progress: called with each file's path and bytes, when it is done.
+    workers: processes; None: one per core.  progress: called with a file's path, its bytes, and those of
+    all: first with no path before anything is done, then for each file that is done.
     cuobjdump: the program that must list what is kept.  load: every pruned library must load as the original does.
     Faults of files are in the report, and `Report.failure` makes an error of them; those of a file that was named, or that
     the machine could not write. Raises ConfigError, before anything is done, for a path that is not there.
@@ -113,15 +115,17 @@ def _decide(found: Found, profile: str, owners: Owners, packages: dict[str, str]
     return licences.decide(profile, found.real.name, package, metadata)
 
 
-def _run(jobs: list[Job], workers: int, progress: Callable[[str, int], None] | None) -> list[Outcome]:
+def _run(jobs: list[Job], workers: int, progress: Progress | None) -> list[Outcome]:
     """One outcome per job, in the order of `jobs`; those that were not reached have a fault without a message."""
     outcomes = [Outcome(fault=Fault("", "")) for _ in jobs]
     largest = sorted(range(len(jobs)), key=lambda i: -jobs[i].found.size)
-    workers = min(workers, len(jobs))
+    workers, total = min(workers, len(jobs)), sum(job.found.size for job in jobs)
+    if progress:
+        progress("", 0, total)
     for index, outcome in _alone(jobs, largest) if workers < 2 else _together(jobs, largest, workers):
         outcomes[index] = outcome
         if progress:
-            progress(jobs[index].found.shown, jobs[index].found.size)
+            progress(jobs[index].found.shown, jobs[index].found.size, total)
     return outcomes
 
 
@@ -137,7 +141,10 @@ def _together(jobs: list[Job], order: list[int], workers: int) -> Iterator[tuple
     """In processes started afresh: a fork of a program that draws its progress from a thread may hang."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (os.getpid(),)) as pool:
+        # Ctrl-C is for the parent, which lets the files in work be finished: the processes inherit that it is blocked.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         waiting = {pool.submit(work, jobs[index]): index for index in order}
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             for done in concurrent.futures.as_completed(waiting):
                 if done.cancelled():
@@ -160,11 +167,10 @@ def _ended(job: Job) -> Outcome:
 
 
 def _begin(parent: int) -> None:
-    """In each new process: end with the parent, however it ends, and leave Ctrl-C to it."""
+    """In each new process: end with the parent, however it ends."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def work(job: Job) -> Outcome:
