@@ -74,6 +74,9 @@ def _arguments() -> argparse.Namespace:
         default=list(PARTS),
         help=f"of {','.join(PARTS + MORE)}; default: {','.join(PARTS)}",
     )
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="KEY=VALUE", help="a key of image: that no description has"
+    )
     parser.add_argument("--no-plain", action="store_true", help="leave the plain install out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, help="where to work; default: the temporary folder")
@@ -90,7 +93,7 @@ def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
     if not set(PARTS) & set(args.parts):
         return
     yield RULES
-    made = [_make(*name.partition(":")[::2], work, plain=not args.no_plain) for name in args.engine or SMALL]
+    made = [_make(*name.partition(":")[::2], work, plain=not args.no_plain, more=args.image) for name in args.engine or SMALL]
     if "size" in args.parts:
         yield from _sizes(made)
     if "start" in args.parts:
@@ -103,21 +106,22 @@ def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
         yield from _rebuilds(work, made, args.rounds)
 
 
-def _make(name: str, final: str, work: Path, *, plain: bool) -> Made:
+def _make(name: str, final: str, work: Path, *, plain: bool, more: Sequence[str] = ()) -> Made:
     """A copy of the description, so that nothing is written beside the original; without its verify script.
 
-    final: image.final, or "" for slim.
+    final: image.final, or "" for slim.  more: further keys of image:, as KEY=VALUE.
     """
     folder = work / "-".join(filter(None, (name, final)))
     shutil.copytree(resources.folder("images") / name, folder, ignore=shutil.ignore_patterns("verify", "builder.lock"))
     file = folder / "builder.yaml"
-    file.write_text(file.read_text().replace("image:\n", f"image:\n  final: {final or 'slim'}\n", 1))
+    keys = [f"  final: {final or 'slim'}", *(f"  {key}: {value}" for key, _, value in (one.partition("=") for one in more))]
+    file.write_text(file.read_text().replace("image:\n", "\n".join(["image:", *keys, ""]), 1))
     loaded = load(file)
     tag = f"builder-bench/{folder.name}:latest"
     built = pipeline.build_image(loaded, tag=tag, oci=folder / "oci")
     report = inspect.report(folder / "oci", tag)
     shutil.rmtree(folder / "oci")
-    label = f"{name}, {final}" if final else name
+    label = ", ".join(filter(None, (name, final, *more)))
     return Made(label, loaded, built, report, _plain(loaded, folder) if plain and not final else 0)
 
 
