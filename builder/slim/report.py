@@ -198,8 +198,7 @@ def order(chip: str) -> tuple[int, str]:
 def weight(path: Path) -> int:
     """About what a file weighs compressed, bytes, by zlib on 64 KiB of each 2 MiB.
 
-    Most GPU code is compressed already, other code is not: the size alone says little. A layer packed with zstd -3 came out
-    within 10 % of this for the libraries of torch.
+    An estimate: most GPU code is compressed already, other code is not, so the size alone says little.
     """
     raw = packed = 0
     with path.open("rb") as file:
