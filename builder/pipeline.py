@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from builder.node.verify import VerifyDisk, VerifyPlan
     from builder.stores.base import Store
     from builder.transfer.cache import Budget, Held
+    from builder.transfer.compiled import Artifact
     from builder.transfer.restore import RestoreReport, Transfer
     from builder.transfer.source import Source
     from builder.verify.container import Options
@@ -232,6 +233,38 @@ def cache_weights(
         )
 
     return cache.ensure(manifest, root, fetch, budget=budget, progress=progress)
+
+
+def capture_compiled(
+    root: Path | None,
+    container: str,
+    folder: Path,
+    *,
+    private: Path,
+    store: Store | None,
+    workers: Engine,
+    name: str = "",
+    progress: Progress = QUIET,
+) -> tuple[Artifact, PushReport | None]:
+    """What an engine compiled, as an artifact in `folder`, and as NAME@KEY in the store if there is one.
+
+    root: a cache root; None: that of the container.  private: a folder for the copy of it.  name: default: the model's own.
+    """
+    from dataclasses import replace
+
+    from builder.image import warmed
+    from builder.models.resolve import resolve
+    from builder.models.source import ModelRef
+    from builder.transfer import compiled
+    from builder.weights import push, split
+
+    taken = warmed.Warmed(root) if root else warmed.take(container, private)
+    made = compiled.pack(taken.root, folder, dict(taken.about))
+    if store is None:
+        return made, None
+    snapshot = replace(resolve(ModelRef(str(folder))), source=compiled.SOURCE, revision=made.fingerprint.short)
+    name = name or made.fingerprint.about.get("name", "")
+    return made, push.push(split.plan(snapshot, chunk_bytes=split.TARGET_BYTES), store, workers, name=name, progress=progress)
 
 
 def render_image(loaded: Loaded, manifest: str) -> str:

@@ -1,0 +1,272 @@
+"""Compile caches at a start: what this stack is, whether a captured cache is for it, and whether the engine compiled after all.
+
+    here      the fingerprint of this node, image, model and engine
+    install   the captured cache, if it is for this fingerprint, into the cache root; the fingerprint beside it
+    fresh     afterwards: what the engine compiled all the same
+
+A cache for another stack is not put where an engine would look: engines key their caches, but not on all of what the code was
+compiled for. Inductor compiles C++ for this very CPU (-march=native, torch 2.13.0, _inductor/cpp_builder.py) and keys on the
+vector instructions alone; a file from another CPU can end the process with SIGILL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import CapabilityError, IntegrityError, RemoteError
+from builder.format.compiled import FINGERPRINT, IN_ROOT, Fingerprint, parse_fingerprint
+from builder.runtime.record import Lines, log
+from builder.transfer import compiled
+from builder.transfer.claim import disk_errors, write_synced
+
+if TYPE_CHECKING:
+    from builder.runtime import gpu
+    from builder.runtime.settings import Settings
+    from builder.transfer.source import Source
+
+STEP = "compile-cache"
+FETCHED = ".builder/fetched"
+WHEELS = {
+    "llama.cpp": ("xllamacpp",),
+    "transformers": ("transformers", "torch"),
+    "vllm": ("vllm", "torch"),
+    "sglang": ("sglang", "torch"),
+    "tensorrt-llm": ("tensorrt-llm", "torch"),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "triton": ("nvidia-pytriton",),
+    "command": ("torch",),
+}
+# Instruction sets that gcc's -march=native looks at; the other flags of /proc/cpuinfo change with kernel and microcode.
+_ISA = re.compile(
+    r"(avx|amx|sse|fma|bmi|aes|vaes|pclmul|vpclmul|sha|f16c|popcnt|abm|lzcnt|movbe|adx|gfni|sve|neon|asimd|fp16|bf16|i8mm)"
+)
+_SECRET = re.compile(r"(token|password|passwd|secret|credential|api[-_]?key|access[-_]?key)", re.IGNORECASE)
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What a start did about captured caches.
+
+    result: hit, differs (one is there, for another stack), none (none is there), off.  key: of this stack.
+    files, bytes: put into the root.  before: paths in the root when the engine starts.  reason: one sentence, for differs.
+    """
+
+    root: Path | None = None
+    result: str = "off"
+    key: str = ""
+    files: int = 0
+    bytes: int = 0
+    reason: str = ""
+    origin: str = ""
+    before: frozenset[str] = field(default_factory=frozenset, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("result", "key", "files", "bytes", "reason", "origin")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What was compiled after `before`. folders: files by the engine's folder in the root."""
+
+    files: int
+    bytes: int
+    folders: Mapping[str, int]
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name} {count}" for name, count in self.folders.items())
+        return f"{self.files} new files, {self.bytes / 2**20:.1f} MiB ({named})"
+
+
+def here(settings: Settings, name: str, model: str, found: gpu.Found | None) -> Fingerprint:
+    """This stack. name, model: the model's name and digest.  found: what the driver said; None where nobody asked it."""
+    devices = found.devices if found else ()
+    fields = {
+        "cpu": cpu(Path("/proc/cpuinfo")),
+        "cuda": settings.cuda,
+        "driver": f"{found.release or 'unknown'} (CUDA {found.cuda})" if found and found.cuda else "",
+        "engine": " ".join([settings.engine, *versions(settings.engine)]),
+        "engine_args": hidden(settings.engine_args),
+        "gpu": ", ".join(f"{device.name} ({device.capability})" for device in devices),
+        "lock": settings.lock,
+        "model": model,
+        "python": platform.python_version(),
+        "root": str(settings.compile_cache_root or ""),
+    }
+    if not devices:  # Inductor's C++ is compiled for a number of threads: torch 2.13.0, FxGraphHashDetails
+        fields["cpus"] = str(len(os.sched_getaffinity(0)))
+    environ = {f"env.{variable}": value for variable, value in settings.compile_env.items()}
+    return Fingerprint(fields | environ, {"name": name, "uid": str(os.getuid())})
+
+
+def install(settings: Settings, mine: Fingerprint) -> Installed:
+    """The captured cache for this stack in the cache root, where there is one.
+
+    Raises IntegrityError for a damaged artifact; CapabilityError, with BUILDER_COMPILE_CACHE=require, if none is for this stack
+    or the root cannot be written; RemoteError, with it, if the store is silent.
+    """
+    root, must = settings.compile_cache_root, settings.compile_cache == "require"
+    if root is None or settings.compile_cache == "off":
+        return Installed()
+    artifact, reason = None, ""
+    fetched = root / FETCHED
+    try:
+        with disk_errors(root):
+            (root / IN_ROOT).parent.mkdir(parents=True, exist_ok=True)
+            write_synced(root / IN_ROOT, mine.to_bytes())
+            artifact, reason = _find(settings, mine, fetched)
+            if artifact:
+                compiled.unpack(artifact, root)
+            shutil.rmtree(fetched, ignore_errors=True)  # it would take its space twice
+    except (CapabilityError, RemoteError) as exc:  # an engine without its cache is slow, and works
+        if must:
+            raise
+        artifact, reason = None, exc.message
+    if artifact is None and must:
+        raise CapabilityError(
+            f"BUILDER_COMPILE_CACHE=require, but {reason or f'no captured cache is here: {_places(settings)}'}",
+            hint="capture one on this stack: builder cache capture; or set BUILDER_COMPILE_CACHE=use to start without",
+        )
+    before = frozenset(compiled.counted(root))
+    if artifact is None:
+        if reason:
+            log(STEP, f"{reason}; the engine compiles")
+        return Installed(root, "differs" if reason else "none", mine.key, reason=reason, before=before)
+    log(STEP, f"{mine.short}: {len(artifact.entries)} files, {artifact.bytes / 2**20:.1f} MiB from {artifact.folder}")
+    return Installed(root, "hit", mine.key, len(artifact.entries), artifact.bytes, origin=str(artifact.folder), before=before)
+
+
+def fresh(installed: Installed) -> Fresh | None:
+    """What lies in the cache root now, and did not when the engine started; None where no root is set."""
+    if installed.root is None:
+        return None
+    new = {name: path for name, path in compiled.counted(installed.root).items() if name not in installed.before}
+    folders: dict[str, int] = {}
+    for name in sorted(new):
+        top = name.split("/")[0]
+        folders[top] = folders.get(top, 0) + 1
+    return Fresh(len(new), sum(_size(path) for path in new.values()), folders)
+
+
+def cpu(cpuinfo: Path) -> str:
+    """Architecture, model and a digest of the instruction sets: what code compiled for "native" may use.
+
+    Source: proc(5): the lines vendor_id, cpu family, model and flags (x86), CPU implementer, part and Features (ARM).
+    """
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text().split("\n\n")[0].splitlines()]
+    except OSError:
+        lines = []
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    flags = sorted(flag for flag in (said.get("flags") or said.get("Features", "")).split() if _ISA.match(flag))
+    names = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
+    digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12]
+    return " ".join([platform.machine(), *(said[name] for name in names if name in said), f"isa:{digest}"])
+
+
+def versions(engine: str) -> list[str]:
+    """The installed wheels of the engine, as `name==version`."""
+    found = []
+    for name in WHEELS[engine]:
+        try:
+            found.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hidden(args: Sequence[str]) -> str:
+    """The arguments in one line, without the values of those that say secret.
+
+    >>> hidden(["--hf-token", "abc", "--tp", "2", "--password=x"])
+    '--hf-token *** --tp 2 --password=***'
+    """
+    out, hide = [], False
+    for arg in args:
+        name, equals, _ = arg.partition("=")
+        secret = arg.startswith("-") and bool(_SECRET.search(name))
+        out.append("***" if hide else f"{name}=***" if secret and equals else arg)
+        hide = secret and not equals
+    return " ".join(out)
+
+
+def _find(settings: Settings, mine: Fingerprint, fetched: Path) -> tuple[compiled.Artifact | None, str]:
+    """The artifact for this stack; else why the one that is there is not, or "" where none is."""
+    folder = settings.compile_cache_dir
+    reason = ""
+    if (folder / FINGERPRINT).exists():
+        artifact = compiled.load(folder)
+        reason = _refusal(str(folder), artifact.fingerprint, mine)
+        if not reason:
+            return artifact, ""
+    if settings.compile_cache_store:
+        return _fetch(settings, mine, fetched, reason)
+    return None, reason
+
+
+def _fetch(settings: Settings, mine: Fingerprint, fetched: Path, reason: str) -> tuple[compiled.Artifact | None, str]:
+    from builder.transfer.manifests import read_manifest
+    from builder.transfer.restore import restore
+    from builder.transfer.retry import Policy, retrying
+    from builder.transfer.source import open_source
+
+    source = retrying(
+        open_source(settings.compile_cache_store, endpoint_url=settings.endpoint_url or None, region=settings.region or None),
+        Policy(tries=2),
+    )
+    name = settings.compile_cache_name
+    if _absent(source, f"{name}@{mine.short}"):
+        return None, _latest(source, name, mine) or reason
+    manifest = read_manifest(source, f"{name}@{mine.short}")
+    folder = fetched / manifest.digest.removeprefix("sha256:")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    restore(manifest, source, folder, concurrency=settings.concurrency or None, progress=Lines(STEP))
+    artifact = compiled.load(folder)
+    if artifact.fingerprint.key != mine.key:
+        raise IntegrityError(f"{source.url}: {name}@{mine.short} is of {artifact.fingerprint.short}", hint="capture it again")
+    return artifact, ""
+
+
+def _absent(source: Source, ref: str) -> bool:
+    from builder.format.manifest import ref_key
+    from builder.transfer.manifests import REF_BYTES
+
+    return source.read(ref_key(ref), limit=REF_BYTES) is None
+
+
+def _latest(source: Source, name: str, mine: Fingerprint) -> str:
+    """Why the cache that was captured last for this name is not for this stack; "" where there is none."""
+    from builder.transfer.manifests import read_manifest
+
+    if _absent(source, name):
+        return ""
+    at = f"{source.url}: {name}"
+    body = read_manifest(source, name).small.get(FINGERPRINT)
+    return _refusal(at, parse_fingerprint(body, at), mine) if body else ""
+
+
+def _refusal(at: str, theirs: Fingerprint, mine: Fingerprint) -> str:
+    wrong = theirs.differences(mine)
+    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    return f"the cache in {at} is for another stack: {'; '.join(wrong[:SHOWN])}{more}" if wrong else ""
+
+
+def _places(settings: Settings) -> str:
+    return ", ".join([str(settings.compile_cache_dir), *filter(None, [settings.compile_cache_store])])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
