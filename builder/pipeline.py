@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from builder.config.spec import Bake, Verify
     from builder.engines.base import Engine
     from builder.image.built import BuiltImage
+    from builder.image.context import Baked
     from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
@@ -272,7 +273,20 @@ def render_image(loaded: Loaded, manifest: str) -> str:
     from builder.image import context
     from builder.image.dockerfile import dockerfile
 
-    return dockerfile(loaded.spec, context.read_lock(loaded.folder, loaded.spec), manifest=manifest)
+    baked, lock = baked_cache(loaded), context.read_lock(loaded.folder, loaded.spec)
+    return dockerfile(loaded.spec, lock, manifest=manifest, cache_key=baked.key if baked else "")
+
+
+def baked_cache(loaded: Loaded) -> Baked | None:
+    """The compile cache that image.compile_cache names, every byte of it checked; None where it names none."""
+    from builder.image.context import Baked
+    from builder.transfer import compiled
+
+    if loaded.spec.image.compile_cache is None:
+        return None
+    found = compiled.load(loaded.path_of(loaded.spec.image.compile_cache))
+    compiled.verify(found)
+    return Baked(found.folder, found.fingerprint.key)
 
 
 def lock_image(loaded: Loaded, environ: Mapping[str, str]) -> Lock:
@@ -321,7 +335,10 @@ def build_image(
     with scratch.folder() as private:
         given = machine.gather(loaded, private, environ)
         link, archive = backend.capabilities.copy_link, private / "image.tar"
-        made = context.write(private / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse, link=link)
+        made = context.write(
+            private / "context", loaded.spec, lock,
+            manifest=manifest, wheelhouse=given.wheelhouse, baked=baked_cache(loaded), link=link,
+        )  # fmt: skip
         text = (made.folder / "Dockerfile").read_text()
         lint.require_clean(lint.lint(text, path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs))
         began, limit = documents.now(), loaded.spec.verify.budget.image_size

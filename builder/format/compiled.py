@@ -25,7 +25,9 @@ from builder.errors import BuilderError, IntegrityError
 from builder.format.manifest import RESERVED, safe_path
 
 FORMAT = 1
+ROOT = "/opt/cache"  # the cache root of every image
 FINGERPRINT, FILES, TAR = "fingerprint.json", "files.json", "files.tar"
+ALL = (FINGERPRINT, FILES, TAR)
 IN_ROOT = f"{RESERVED}/{FINGERPRINT}"
 MAX_JSON_BYTES = 64 << 20
 MAX_FINGERPRINT_BYTES = 1 << 20

@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.config.spec import Image
+from builder.format.compiled import ROOT
 
-ROOT = "/opt/cache"
 CUDA_CACHE_BYTES = 4 << 30
-"""What the driver keeps of PTX that it compiled: the most that it takes. Its default is 1 GiB since CUDA 12, 256 MiB before;
-past it the oldest go. Source: CUDA Programming Guide, Environment Variables, CUDA_CACHE_MAXSIZE."""
+"""What the driver keeps of PTX that it compiled, at most; past it the oldest go. This is the most that it takes; its default is
+256 MiB before CUDA 12, and 1 GiB since. Source: CUDA Programming Guide, Environment Variables; not measured here."""
 
 TORCH = ("vllm", "sglang", "transformers", "tensorrt-llm")
 KERNELS = ("vllm", "sglang", "tensorrt-llm")
@@ -47,6 +47,8 @@ CACHES = (
     Cache("SGLANG_CACHE_DIR", "sglang", ("sglang",), "sglang 0.5.23, srt/environ.py; ~/.cache/sglang. DeepGEMM is below it"),
     Cache("SGLANG_JIT_CACHE_DIR", "sglang-jit", ("sglang",), "sglang 0.5.23, kernels/jit/utils/compile/cache.py"),
     Cache("DG_JIT_CACHE_DIR", "deep-gemm", KERNELS, "vllm 0.32.0, utils/deep_gemm.py; sglang sets it below its own folder"),
+    Cache("TRTLLM_DG_CACHE_DIR", "trtllm-deep-gemm", KERNELS, "flashinfer 0.7.0 and TensorRT-LLM, compiler.cuh; HOME"),
+    Cache("TLLM_LLMAPI_BUILD_CACHE_ROOT", "tensorrt-llm", ("tensorrt-llm",), "TensorRT-LLM, llmapi/build_cache.py; /tmp/.cache"),
     Cache("FLASHINFER_WORKSPACE_BASE", "flashinfer", KERNELS, "flashinfer 0.7.0, jit/env.py; HOME, .cache/flashinfer"),
     Cache("TILELANG_CACHE_DIR", "tilelang", KERNELS, "tilelang 0.1.12, env.py; ~/.tilelang/cache"),
     Cache("TVM_FFI_CACHE_DIR", "tvm-ffi", KERNELS, "apache-tvm-ffi 0.1.11, cpp/extension.py; ~/.cache/tvm-ffi"),

@@ -5,6 +5,7 @@
     requirements/   LAYER.txt: exact pins with hashes, of requirements.lock
     steps/          what the RUN lines call
     wheelhouse/     LAYER/: the wheels of the lock that the user gives (hard links where possible); mounted, in no layer
+    compile-cache/  a captured compile cache, where image.compile_cache names one
 
 Modes are fixed, times follow the content and names are sorted, so the same description makes the same folder, and the
 same cache keys.
@@ -25,6 +26,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from builder import resources
 from builder.config.spec import Spec
 from builder.errors import ConfigError
+from builder.format import compiled
 from builder.image import lock as locks
 from builder.image import resolve, trim
 from builder.image.dockerfile import EPOCH, dockerfile
@@ -32,6 +34,7 @@ from builder.image.lock import Lock
 
 SHIPPED = ("__init__.py", "errors.py", "format", "transfer", "runtime")
 LOCK = "requirements.lock"
+BAKED = "compile-cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,14 @@ class Context:
 
     def to_json(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "digest": self.digest, "files": list(self.files)}
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """A captured compile cache that was checked. key: of its fingerprint."""
+
+    folder: Path
+    key: str
 
 
 def read_lock(folder: Path, spec: Spec) -> Lock:
@@ -76,13 +87,20 @@ def _stale(lock: Lock, spec: Spec) -> str:
 
 
 def write(
-    folder: Path, spec: Spec, lock: Lock, *, manifest: str = "", wheelhouse: Path | None = None, link: bool = True
+    folder: Path,
+    spec: Spec,
+    lock: Lock,
+    *,
+    manifest: str = "",
+    wheelhouse: Path | None = None,
+    baked: Baked | None = None,
+    link: bool = True,
 ) -> Context:
-    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels.  link: see dockerfile.
+    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels.  baked: a compile cache.  link: see dockerfile.
 
     Raises ConfigError for a wheelhouse that is not a folder of wheels, or that lacks a wheel where no index may be asked.
     """
-    text = dockerfile(spec, lock, manifest=manifest, link=link)
+    text = dockerfile(spec, lock, manifest=manifest, cache_key=baked.key if baked else "", link=link)
     _empty(folder)
     _put(folder / "Dockerfile", text)
     _put(folder / ".dockerignore", "**/__pycache__\n**/*.pyc\n")
@@ -94,8 +112,16 @@ def write(
     _put(folder / "steps" / "trim.json", json.dumps(trim.settings(EPOCH), indent=1) + "\n")
     _shipped(folder / "builder")
     _wheels(folder / "wheelhouse", wheelhouse, lock, alone=not spec.image.index)
+    if baked:
+        _compiled(folder / BAKED, baked.folder)
     files = _settle(folder)
     return Context(folder, _digest(folder, files), tuple(files))
+
+
+def _compiled(target: Path, source: Path) -> None:
+    target.mkdir()
+    for name in compiled.ALL:
+        shutil.copyfile(source / name, target / name)
 
 
 def _empty(folder: Path) -> None:

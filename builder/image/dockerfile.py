@@ -32,9 +32,10 @@ REMOTE = ("s3", "gs", "az", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True) -> str:
+def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", cache_key: str = "", link: bool = True) -> str:
     """The Dockerfile of `spec`. manifest: digest of the weights where builder.lock knows it, "sha256:..." or bare hex.
 
+    cache_key: fingerprint of the compile cache that is baked in; "" for none.
     link: whether the back end knows `COPY --link`, with which a layer does not depend on those below it.
     Raises ConfigError for a combination without a recipe, and for a value that a Dockerfile or an image must not hold.
     """
@@ -44,7 +45,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
     compiler = tuple(name for name in COMPILER if not (python_image and name == "libpython3-dev")) if compiles(image) else ()
     extra = sorted(name for name in plan.apt if not (python_image and name.startswith("libpython")))
     env = environment(spec, plan, lock, manifest)
-    labels = _labels(spec, plan, lock, manifest)
+    labels = _labels(spec, plan, lock, manifest, cache_key)
     _refuse(env, "environment")
     _refuse(labels, "label")
     return render.text(
@@ -73,6 +74,7 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         ports=[spec.serve.port, spec.serve.control_port],
         home=HOME,
         epoch=EPOCH,
+        compile_cache=bool(cache_key),
     )
 
 
@@ -138,7 +140,7 @@ def _store(spec: Spec) -> dict[str, str]:
     return found
 
 
-def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, str]:
+def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str, cache_key: str) -> dict[str, str]:
     image = spec.image
     labels = {
         "org.opencontainers.image.title": spec.name,
@@ -150,6 +152,7 @@ def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, st
         "builder.jit": "on" if compiles(image) else "off",
         "builder.lock": lock_digest(lock),
         "builder.manifest": _digest(manifest),
+        "builder.cache-fingerprint": cache_key,
         "builder.tool": __version__,
     }
     return {key: value for key, value in (labels | image.labels).items() if value}

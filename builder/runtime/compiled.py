@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from builder.errors import CapabilityError, IntegrityError, RemoteError
+from builder.errors import BuilderError, CapabilityError, IntegrityError, RemoteError
 from builder.format.compiled import FINGERPRINT, IN_ROOT, Fingerprint, parse_fingerprint
 from builder.runtime.record import Lines, log
 from builder.transfer import compiled
@@ -118,32 +118,26 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     root, must = settings.compile_cache_root, settings.compile_cache == "require"
     if root is None or settings.compile_cache == "off":
         return Installed()
-    artifact, reason = None, ""
-    fetched = root / FETCHED
     try:
         with disk_errors(root):
-            (root / IN_ROOT).parent.mkdir(parents=True, exist_ok=True)
-            write_synced(root / IN_ROOT, mine.to_bytes())
-            artifact, reason = _find(settings, mine, fetched)
-            if artifact:
-                compiled.unpack(artifact, root)
-            shutil.rmtree(fetched, ignore_errors=True)  # it would take its space twice
+            got = _place(settings, mine, root)
     except (CapabilityError, RemoteError) as exc:  # an engine without its cache is slow, and works
         if must:
             raise
-        artifact, reason = None, exc.message
-    if artifact is None and must:
+        got = _Got(None, exc.message)
+    if must and (got.reason or got.artifact is None):
         raise CapabilityError(
-            f"BUILDER_COMPILE_CACHE=require, but {reason or f'no captured cache is here: {_places(settings)}'}",
+            f"BUILDER_COMPILE_CACHE=require, but {got.reason or f'no captured cache is here: {_places(settings)}'}",
             hint="capture one on this stack: builder cache capture; or set BUILDER_COMPILE_CACHE=use to start without",
         )
+    if got.reason:
+        log(STEP, f"{got.reason}; the engine compiles" if got.artifact is None else got.reason)
     before = frozenset(compiled.counted(root))
-    if artifact is None:
-        if reason:
-            log(STEP, f"{reason}; the engine compiles")
-        return Installed(root, "differs" if reason else "none", mine.key, reason=reason, before=before)
-    log(STEP, f"{mine.short}: {len(artifact.entries)} files, {artifact.bytes / 2**20:.1f} MiB from {artifact.folder}")
-    return Installed(root, "hit", mine.key, len(artifact.entries), artifact.bytes, origin=str(artifact.folder), before=before)
+    if got.artifact is None:
+        return Installed(root, "differs" if got.reason else "none", mine.key, reason=got.reason, before=before)
+    files, size = len(got.artifact.entries), got.artifact.bytes
+    log(STEP, f"{mine.short}: {files} files, {size / 2**20:.1f} MiB from {got.origin}")
+    return Installed(root, "hit", mine.key, files, size, got.reason, got.origin, before)
 
 
 def fresh(installed: Installed) -> Fresh | None:
@@ -200,41 +194,68 @@ def hidden(args: Sequence[str]) -> str:
     return " ".join(out)
 
 
-def _find(settings: Settings, mine: Fingerprint, fetched: Path) -> tuple[compiled.Artifact | None, str]:
-    """The artifact for this stack; else why the one that is there is not, or "" where none is."""
-    folder = settings.compile_cache_dir
-    reason = ""
+class _Got(NamedTuple):
+    """artifact: the one for this stack, from `origin`.  reason: what was found that is not for it; "" for nothing."""
+
+    artifact: compiled.Artifact | None
+    reason: str = ""
+    origin: str = ""
+
+
+def _place(settings: Settings, mine: Fingerprint, root: Path) -> _Got:
+    """The fingerprint in the root, and the captured cache that is for it."""
+    left, fetched = _left(root, mine), root / FETCHED
+    (root / IN_ROOT).parent.mkdir(parents=True, exist_ok=True)
+    write_synced(root / IN_ROOT, mine.to_bytes())
+    got = _find(settings, mine, fetched)
+    if got.artifact:
+        compiled.unpack(got.artifact, root)
+        shutil.rmtree(fetched, ignore_errors=True)  # else it takes its space twice
+    return got._replace(reason=left or got.reason)
+
+
+def _left(root: Path, mine: Fingerprint) -> str:
+    """Why what an earlier start left in the root (a volume that outlives its pod) is not for this stack; "" if it is."""
+    try:
+        theirs = compiled.captured_fingerprint(root)
+    except BuilderError:  # an empty root, or one that nobody can vouch for: the engine's own keys decide
+        return ""
+    return _refusal(str(root), theirs, mine)
+
+
+def _find(settings: Settings, mine: Fingerprint, fetched: Path) -> _Got:
+    folder, reason = settings.compile_cache_dir, ""
     if (folder / FINGERPRINT).exists():
         artifact = compiled.load(folder)
         reason = _refusal(str(folder), artifact.fingerprint, mine)
         if not reason:
-            return artifact, ""
+            return _Got(artifact, "", str(folder))
     if settings.compile_cache_store:
-        return _fetch(settings, mine, fetched, reason)
-    return None, reason
+        got = _fetch(settings, mine, fetched)
+        return got if got.artifact or got.reason else _Got(None, reason)
+    return _Got(None, reason)
 
 
-def _fetch(settings: Settings, mine: Fingerprint, fetched: Path, reason: str) -> tuple[compiled.Artifact | None, str]:
+def _fetch(settings: Settings, mine: Fingerprint, fetched: Path) -> _Got:
     from builder.transfer.manifests import read_manifest
     from builder.transfer.restore import restore
     from builder.transfer.retry import Policy, retrying
     from builder.transfer.source import open_source
 
-    source = retrying(
-        open_source(settings.compile_cache_store, endpoint_url=settings.endpoint_url or None, region=settings.region or None),
-        Policy(tries=2),
-    )
+    url, endpoint, region = settings.compile_cache_store, settings.endpoint_url or None, settings.region or None
+    source = retrying(open_source(url, endpoint_url=endpoint, region=region), Policy(tries=2))
     name = settings.compile_cache_name
-    if _absent(source, f"{name}@{mine.short}"):
-        return None, _latest(source, name, mine) or reason
-    manifest = read_manifest(source, f"{name}@{mine.short}")
+    ref = f"{name}@{mine.short}"
+    if _absent(source, ref):
+        return _Got(None, _latest(source, name, mine))
+    manifest = read_manifest(source, ref)
     folder = fetched / manifest.digest.removeprefix("sha256:")
     folder.parent.mkdir(parents=True, exist_ok=True)
     restore(manifest, source, folder, concurrency=settings.concurrency or None, progress=Lines(STEP))
     artifact = compiled.load(folder)
     if artifact.fingerprint.key != mine.key:
-        raise IntegrityError(f"{source.url}: {name}@{mine.short} is of {artifact.fingerprint.short}", hint="capture it again")
-    return artifact, ""
+        raise IntegrityError(f"{source.url}: {ref} is of {artifact.fingerprint.short}", hint="capture it again")
+    return _Got(artifact, "", f"{source.url} {ref}")
 
 
 def _absent(source: Source, ref: str) -> bool:
