@@ -48,7 +48,7 @@ CACHES = (
     Cache("SGLANG_JIT_CACHE_DIR", "sglang-jit", ("sglang",), "sglang 0.5.23, kernels/jit/utils/compile/cache.py"),
     Cache("DG_JIT_CACHE_DIR", "deep-gemm", KERNELS, "vllm 0.32.0, utils/deep_gemm.py; sglang sets it below its own folder"),
     Cache("TRTLLM_DG_CACHE_DIR", "trtllm-deep-gemm", KERNELS, "flashinfer 0.7.0 and TensorRT-LLM, compiler.cuh; HOME"),
-    Cache("TLLM_LLMAPI_BUILD_CACHE_ROOT", "tensorrt-llm", ("tensorrt-llm",), "TensorRT-LLM, llmapi/build_cache.py; /tmp/.cache"),
+    Cache("TLLM_LLMAPI_BUILD_CACHE_ROOT", "tensorrt-llm", ("tensorrt-llm",), "TensorRT-LLM, llmapi/build_cache.py; /tmp"),
     Cache("FLASHINFER_WORKSPACE_BASE", "flashinfer", KERNELS, "flashinfer 0.7.0, jit/env.py; HOME, .cache/flashinfer"),
     Cache("TILELANG_CACHE_DIR", "tilelang", KERNELS, "tilelang 0.1.12, env.py; ~/.tilelang/cache"),
     Cache("TVM_FFI_CACHE_DIR", "tvm-ffi", KERNELS, "apache-tvm-ffi 0.1.11, cpp/extension.py; ~/.cache/tvm-ffi"),

@@ -49,7 +49,7 @@ ENGINE_HINT = "`make engine` installs one; or verify --in-place, without an imag
 class Options:
     """How the container is run. memory, shm: as Docker writes sizes ("8g"), None for its defaults.
 
-    gpu: "auto", "required" or "none".  read_only: the image's root file system; /tmp, the cache root and the models stay writable.
+    gpu: "auto", "required" or "none".  read_only: the root file system; /tmp, the cache root and the models stay writable.
     env: variables that replace the image's own, to see what an operator's setting does to its claims.
     """
 
