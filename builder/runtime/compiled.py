@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from builder.errors import BuilderError, CapabilityError, IntegrityError, RemoteError
+from builder.errors import BuilderError, CapabilityError, IntegrityError
 from builder.format.compiled import FINGERPRINT, IN_ROOT, Fingerprint, parse_fingerprint
 from builder.runtime.record import Lines, log
 from builder.transfer import compiled
@@ -57,7 +57,8 @@ SHOWN = 6
 class Installed:
     """What a start did about captured caches.
 
-    result: hit, differs (one is there, for another stack), none (none is there), off.  key: of this stack.
+    result: hit; kept (what an earlier start of this stack left in the root); differs (what is there is for another stack);
+    none (nothing is there); off.  key: of this stack.
     files, bytes: put into the root.  before: paths in the root when the engine starts.  reason: one sentence, for differs.
     """
 
@@ -113,7 +114,7 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     """The captured cache for this stack in the cache root, where there is one.
 
     Raises IntegrityError for a damaged artifact; CapabilityError, with BUILDER_COMPILE_CACHE=require, if none is for this stack
-    or the root cannot be written; RemoteError, with it, if the store is silent.
+    or the root cannot be written; RemoteError, with it, if the store is silent. Else those are told, and the start goes on.
     """
     root, must = settings.compile_cache_root, settings.compile_cache == "require"
     if root is None or settings.compile_cache == "off":
@@ -121,11 +122,13 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     try:
         with disk_errors(root):
             got = _place(settings, mine, root)
-    except (CapabilityError, RemoteError) as exc:  # an engine without its cache is slow, and works
+    except IntegrityError:
+        raise
+    except BuilderError as exc:  # an engine without its cache is slow, and works
         if must:
             raise
         got = _Got(None, exc.message)
-    if must and (got.reason or got.artifact is None):
+    if must and (got.reason or not (got.artifact or got.kept)):
         raise CapabilityError(
             f"BUILDER_COMPILE_CACHE=require, but {got.reason or f'no captured cache is here: {_places(settings)}'}",
             hint="capture one on this stack: builder cache capture; or set BUILDER_COMPILE_CACHE=use to start without",
@@ -134,7 +137,8 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
         log(STEP, f"{got.reason}; the engine compiles" if got.artifact is None else got.reason)
     before = frozenset(compiled.counted(root))
     if got.artifact is None:
-        return Installed(root, "differs" if got.reason else "none", mine.key, reason=got.reason, before=before)
+        result = "differs" if got.reason else "kept" if got.kept else "none"
+        return Installed(root, result, mine.key, reason=got.reason, before=before)
     files, size = len(got.artifact.entries), got.artifact.bytes
     log(STEP, f"{mine.short}: {files} files, {size / 2**20:.1f} MiB from {got.origin}")
     return Installed(root, "hit", mine.key, files, size, got.reason, got.origin, before)
@@ -195,32 +199,37 @@ def hidden(args: Sequence[str]) -> str:
 
 
 class _Got(NamedTuple):
-    """artifact: the one for this stack, from `origin`.  reason: what was found that is not for it; "" for nothing."""
+    """artifact: the one for this stack, from `origin`.  reason: what was found that is not for it; "" for nothing.
+
+    kept: the root holds what an earlier start of this very stack compiled.
+    """
 
     artifact: compiled.Artifact | None
     reason: str = ""
     origin: str = ""
+    kept: bool = False
 
 
 def _place(settings: Settings, mine: Fingerprint, root: Path) -> _Got:
     """The fingerprint in the root, and the captured cache that is for it."""
-    left, fetched = _left(root, mine), root / FETCHED
+    (left, kept), fetched = _left(root, mine), root / FETCHED
     (root / IN_ROOT).parent.mkdir(parents=True, exist_ok=True)
     write_synced(root / IN_ROOT, mine.to_bytes())
     got = _find(settings, mine, fetched)
     if got.artifact:
         compiled.unpack(got.artifact, root)
         shutil.rmtree(fetched, ignore_errors=True)  # else it takes its space twice
-    return got._replace(reason=left or got.reason)
+    return got._replace(reason=left or ("" if kept else got.reason), kept=kept)
 
 
-def _left(root: Path, mine: Fingerprint) -> str:
-    """Why what an earlier start left in the root (a volume that outlives its pod) is not for this stack; "" if it is."""
+def _left(root: Path, mine: Fingerprint) -> tuple[str, bool]:
+    """Why what an earlier start left in the root (a volume that outlives it) is not for this stack, or "", and whether it is."""
     try:
         theirs = compiled.captured_fingerprint(root)
     except BuilderError:  # an empty root, or one that nobody can vouch for: the engine's own keys decide
-        return ""
-    return _refusal(str(root), theirs, mine)
+        return "", False
+    reason = _refusal(str(root), theirs, mine)
+    return reason, not reason and bool(compiled.counted(root))
 
 
 def _find(settings: Settings, mine: Fingerprint, fetched: Path) -> _Got:

@@ -185,11 +185,14 @@ def _put(artifact: Artifact, entry: Entry, body: IO[bytes], root: Path) -> None:
 
 def _copy(artifact: Artifact, entry: Entry, body: IO[bytes], out: IO[bytes] | None) -> None:
     digest, size = hashlib.sha256(), 0
-    while piece := body.read(WINDOW):
-        digest.update(piece)
-        size += len(piece)
-        if out:
-            out.write(piece)
+    try:
+        while piece := body.read(WINDOW):
+            digest.update(piece)
+            size += len(piece)
+            if out:
+                out.write(piece)
+    except tarfile.TarError as exc:
+        raise _damaged(artifact.folder / TAR, f"{entry.path}: {exc}") from exc
     if size != entry.size or digest.hexdigest() != entry.sha256:
         raise _damaged(artifact.folder / TAR, f"{entry.path}: sha256 {digest.hexdigest()}, expected {entry.sha256}")
 
