@@ -223,7 +223,7 @@ def _place(settings: Settings, mine: Fingerprint, root: Path) -> _Got:
 
 
 def _left(root: Path, mine: Fingerprint) -> tuple[str, bool]:
-    """Why what an earlier start left in the root (a volume that outlives it) is not for this stack, or "", and whether it is."""
+    """Why what an earlier start left in the root (a volume that outlives it) is not for this stack, or ""; whether it is."""
     try:
         theirs = compiled.captured_fingerprint(root)
     except BuilderError:  # an empty root, or one that nobody can vouch for: the engine's own keys decide

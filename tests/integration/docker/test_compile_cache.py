@@ -1,10 +1,10 @@
 """Compile caches for real: Inductor on a CPU, in the transformers image with its compiler, behind the runtime's own server.
 
-The first start compiles, and is captured. A start with the captured cache must compile nothing: that is the test that fails when
-it does. Then the cache is baked; then the stack is another one.
+The first start compiles, and is captured. A start with the captured cache must compile nothing: the test fails if it does. Then
+the cache is baked; then the stack is another one.
 
-`transformers serve --compile` compiles on accelerators alone (generation/utils.py, _valid_auto_compile_criteria), so the engine is
-that very server with that one question answered yes.
+`transformers serve --compile` compiles on accelerators alone (generation/utils.py, _valid_auto_compile_criteria), so the engine
+is that very server with that one question answered yes.
 """
 
 from __future__ import annotations
