@@ -132,13 +132,15 @@ def test_a_tar_with_more_than_its_list_is_refused(artifact: compiled.Artifact, t
     assert not (tmp_path / "in" / "evil").exists()
 
 
-def test_a_tar_with_a_link_in_a_files_place_is_refused(artifact: compiled.Artifact, tmp_path: Path) -> None:
-    link = tarfile.TarInfo(artifact.entries[0].path)
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    with tarfile.open(artifact.folder / TAR, "w") as tar:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_a_tar_with_a_link_in_a_files_place_is_refused(tmp_path: Path, kind: bytes) -> None:
+    empty = compiled.pack(cache_root(tmp_path / "root", {"a": b""}), tmp_path / "artifact", {})
+    link = tarfile.TarInfo("a")
+    link.type, link.linkname = kind, "/etc/passwd"
+    with tarfile.open(empty.folder / TAR, "w") as tar:
         tar.addfile(link)
     with pytest.raises(IntegrityError, match=r"files\.tar: holds"):
-        compiled.unpack(artifact, tmp_path / "other")
+        compiled.unpack(empty, tmp_path / "other")
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a//b", ".builder/x", "a/../../x", ""])
