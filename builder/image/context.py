@@ -193,7 +193,7 @@ def _settle(folder: Path) -> list[str]:
             continue
         path.chmod(0o755 if path.is_dir() or path.parent.name == "steps" else 0o644)
         # By content: buildx sends again only what differs in size or time from the last folder that it saw.
-        moment = EPOCH + (int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:3], "big") if path.is_file() else 0)
+        moment = EPOCH + (int.from_bytes(_sha256(path)[:3], "big") if path.is_file() else 0)
         os.utime(path, (moment, moment))
     return names
 
@@ -201,6 +201,14 @@ def _settle(folder: Path) -> list[str]:
 def _digest(folder: Path, files: list[str]) -> str:
     digest = hashlib.sha256()
     for name in files:
+        if name == f"{BAKED}/{compiled.TAR}":  # perhaps gigabytes; the list beside it holds the digest of every file in it
+            digest.update(f"{name}\0".encode())
+            continue
         content = b"" if name.endswith(".whl") else (folder / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -60,6 +61,7 @@ class Installed:
     result: hit; kept (what an earlier start of this stack left in the root); differs (what is there is for another stack);
     none (nothing is there); off.  key: of this stack.
     files, bytes: put into the root.  before: paths in the root when the engine starts.  reason: one sentence, for differs.
+    env: variables for the engine, where the root cannot be written; root is then the folder that they lead to.
     """
 
     root: Path | None = None
@@ -70,6 +72,7 @@ class Installed:
     reason: str = ""
     origin: str = ""
     before: frozenset[str] = field(default_factory=frozenset, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         names = ("result", "key", "files", "bytes", "reason", "origin")
@@ -119,6 +122,8 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     root, must = settings.compile_cache_root, settings.compile_cache == "require"
     if root is None or settings.compile_cache == "off":
         return Installed()
+    if closed := unwritable(root):
+        return _elsewhere(settings, mine, closed)
     try:
         with disk_errors(root):
             got = _place(settings, mine, root)
@@ -142,6 +147,31 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     files, size = len(got.artifact.entries), got.artifact.bytes
     log(STEP, f"{mine.short}: {files} files, {size / 2**20:.1f} MiB from {got.origin}")
     return Installed(root, "hit", mine.key, files, size, got.reason, got.origin, before)
+
+
+def unwritable(root: Path) -> str:
+    """Why the engine could not write to the root, or to a folder in it that another user left; "" if it can."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for at, _, _ in os.walk(root):
+            if not os.access(at, os.W_OK | os.X_OK):
+                flags = os.statvfs(at).f_flag
+                return f"{at}: " + ("read-only file system" if flags & os.ST_RDONLY else f"not writable by user {os.getuid()}")
+    except OSError as exc:
+        return f"{exc.filename or root}: {exc.strerror}"
+    return ""
+
+
+def _elsewhere(settings: Settings, mine: Fingerprint, closed: str) -> Installed:
+    """A start that compiles to a temporary folder: Inductor fails, and does not compile in memory, where it cannot write."""
+    if settings.compile_cache == "require":
+        hint = "mount a writable volume there (fsGroup 0, or emptyDir)"
+        raise CapabilityError(f"BUILDER_COMPILE_CACHE=require, but the cache root cannot be written: {closed}", hint=hint)
+    folder, root = Path(tempfile.mkdtemp(prefix="builder-compiled-")), str(settings.compile_cache_root)
+    reason = f"the cache root cannot be written: {closed}; the engine compiles to {folder}"
+    log(STEP, reason)
+    env = {name: f"{folder}{value[len(root) :]}" for name, value in settings.compile_paths.items()}
+    return Installed(folder, "differs", mine.key, reason=reason, env=env)
 
 
 def fresh(installed: Installed) -> Fresh | None:

@@ -212,7 +212,7 @@ class Serve:
         command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args, settings.gpu))
         with self.recorder.phase("engine_init") as detail:
             keep = () if found.lease.fd is None else (found.lease.fd,)
-            env = environment(command.env)
+            env = environment({**self.state.captured.env, **command.env})
             child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep, env=env)
             detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
             log("engine", f"{settings.engine} started, process {child.pid}")

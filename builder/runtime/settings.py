@@ -74,6 +74,7 @@ class Settings:
     compile_cache: require, use or off.  compile_cache_root: where the engine's compile caches lie; None: the image has no
     such folder.  compile_cache_dir: a captured cache, baked or mounted.  compile_cache_store, _name: where else to look.
     lock: digest of the image's wheels, or "".  compile_env: variables that decide what is compiled (COMPILED_BY, NAMED).
+    compile_paths: variables that lead into the cache root.
     """
 
     store: str
@@ -109,6 +110,7 @@ class Settings:
     compile_cache_name: str
     lock: str
     compile_env: Mapping[str, str]
+    compile_paths: Mapping[str, str]
 
     def named(self, model: str) -> Settings:
         """The same, with captured caches looked for under the model's name unless another was given."""
@@ -157,9 +159,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         compile_cache_root=get("COMPILE_CACHE_ROOT", "", _folder),
         compile_cache_dir=get("COMPILE_CACHE_DIR", COMPILE_CACHE_DIR, _paths)[0],
         compile_cache_store=get("COMPILE_CACHE_STORE", "", _url("BUILDER_COMPILE_CACHE_STORE")),
-        compile_cache_name=get("COMPILE_CACHE_NAME", "", model_ref),
+        compile_cache_name=get("COMPILE_CACHE_NAME", "", _name),
         lock=get("LOCK", "", str),
         compile_env={name: env[name] for name in sorted(env) if _compiles(name)},
+        compile_paths=_leading(env, env.get("BUILDER_COMPILE_CACHE_ROOT", "").strip()),
     )
     if settings.port == settings.control_port:
         raise ConfigError(
@@ -274,6 +277,17 @@ def _cuda(text: str) -> str:
 
 def _compiles(name: str) -> bool:
     return name in NAMED or (name.startswith(COMPILED_BY) and not PASSING.search(name))
+
+
+def _leading(env: Mapping[str, str], root: str) -> dict[str, str]:
+    found = {name: value for name, value in env.items() if root and value.startswith(f"{root}/")}
+    return {name: value for name, value in found.items() if not name.startswith("BUILDER_")}
+
+
+def _name(text: str) -> str:
+    if text and not NAME.match(text):
+        raise ValueError("expected a name: letters, digits, '.', '_' and '-'")
+    return text
 
 
 def _folder(text: str) -> Path | None:

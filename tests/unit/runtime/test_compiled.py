@@ -154,13 +154,23 @@ def test_a_root_left_by_another_stack_is_reported_or_refused(tmp_path: Path, cap
     assert done.reason in capsys.readouterr().err
 
 
-def test_a_root_that_cannot_be_written_is_slow_and_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_root_that_cannot_be_written_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured(tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    chosen = settings(tmp_path, COMPILE_CACHE_ROOT=str(tmp_path / "file"))
+    root = str(tmp_path / "file")
+    environ = {"TORCHINDUCTOR_CACHE_DIR": f"{root}/inductor", "NUMBA_CACHE_DIR": f"{root}/numba", "OTHER": f"{root}s/x"}
+    chosen = settings(tmp_path, environ, COMPILE_CACHE_ROOT=root)
     done = under_test.install(chosen, here(chosen))
-    assert done.result == "differs"
-    assert "the engine compiles" in capsys.readouterr().err
+    assert done.root is not None
+    assert done.env == {"TORCHINDUCTOR_CACHE_DIR": f"{done.root}/inductor", "NUMBA_CACHE_DIR": f"{done.root}/numba"}
+    assert f"cannot be written: {root}: File exists; the engine compiles to {done.root}" in capsys.readouterr().err
+    compile_something(done.root)
+    fresh = under_test.fresh(done)
+    assert fresh
+    assert fresh.files == 1
+    done.root.joinpath("vllm/kernel").unlink()
+    with pytest.raises(CapabilityError, match="require, but the cache root cannot be written"):
+        under_test.install(replace(chosen, compile_cache="require"), here(chosen))
 
 
 def test_the_store_is_asked_by_name_and_key(tmp_path: Path) -> None:
