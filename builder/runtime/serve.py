@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from builder.errors import BuilderError
 from builder.format.phases import unaccounted
-from builder.runtime import compiled, gpu, warmup
+from builder.runtime import compiled, fingerprint, gpu, warmup
 from builder.runtime.children import Child, Children
 from builder.runtime.engines import Launch, check
 from builder.runtime.gate import Gate
@@ -192,7 +192,7 @@ class Serve:
         if settings.compile_cache_root is None or settings.compile_cache == "off":
             return
         chosen = settings.named(found.manifest.name)
-        mine = compiled.here(chosen, found.manifest.name, found.digest, driver)
+        mine = fingerprint.here(chosen, found.manifest.name, found.digest, driver)
         done = self.state.captured = await _in_thread(lambda: compiled.install(chosen, mine))
         self.recorder.add("compile_cache", start, time.time(), done.to_json())
 

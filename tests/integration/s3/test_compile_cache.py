@@ -8,7 +8,7 @@ import pytest
 
 from builder.cli.group import run
 from builder.errors import IntegrityError
-from builder.runtime import compiled
+from builder.runtime import compiled, fingerprint
 from builder.runtime.settings import Settings, read
 from tests.conftest import S3
 
@@ -32,7 +32,7 @@ def warm(s3: S3, tmp_path: Path) -> Settings:
     """What a start that compiled 3 MB left in the store; the root is empty again."""
     root = tmp_path / "root"
     chosen = settings(s3, root)
-    assert compiled.install(chosen, compiled.here(chosen, "m", MODEL, None)).result == "none"
+    assert compiled.install(chosen, fingerprint.here(chosen, "m", MODEL, None)).result == "none"
     (root / "vllm").mkdir()
     (root / "vllm/kernel").write_bytes(b"k" * 3_000_000)
     capture(s3, root)
@@ -41,13 +41,13 @@ def warm(s3: S3, tmp_path: Path) -> Settings:
 
 
 def test_it_is_found_by_fingerprint_and_fetched(warm: Settings, tmp_path: Path) -> None:
-    done = compiled.install(warm, compiled.here(warm, "m", MODEL, None))
+    done = compiled.install(warm, fingerprint.here(warm, "m", MODEL, None))
     assert (done.result, done.files) == ("hit", 1)
     assert (tmp_path / "root/vllm/kernel").read_bytes() == b"k" * 3_000_000
 
 
 def test_another_model_s_is_not(warm: Settings, tmp_path: Path) -> None:
-    done = compiled.install(warm, compiled.here(warm, "m", "sha256:" + "1" * 64, None))
+    done = compiled.install(warm, fingerprint.here(warm, "m", "sha256:" + "1" * 64, None))
     assert done.result == "differs"
     assert "model: captured with sha256:0000" in done.reason
     assert not (tmp_path / "root/vllm").exists()
@@ -60,5 +60,5 @@ def test_a_damaged_chunk_ends_the_start(warm: Settings, s3: S3, tmp_path: Path) 
     body[1_000_000] ^= 1
     largest.write_bytes(body)
     with pytest.raises(IntegrityError):
-        compiled.install(warm, compiled.here(warm, "m", MODEL, None))
+        compiled.install(warm, fingerprint.here(warm, "m", MODEL, None))
     assert not (tmp_path / "root/vllm").exists()

@@ -12,7 +12,7 @@ from builder.engines.local import LocalEngine
 from builder.errors import CapabilityError, IntegrityError, RemoteError
 from builder.format.compiled import IN_ROOT, TAR, Fingerprint, parse_fingerprint
 from builder.runtime import compiled as under_test
-from builder.runtime import gpu
+from builder.runtime import fingerprint, gpu
 from builder.runtime.settings import Settings, read
 from builder.stores.open import open_store
 
@@ -27,7 +27,7 @@ def settings(tmp_path: Path, environ: dict[str, str] | None = None, **values: st
 
 
 def here(chosen: Settings, found: gpu.Found | None = FOUND, model: str = MODEL) -> Fingerprint:
-    return under_test.here(chosen, "m", model, found)
+    return fingerprint.here(chosen, "m", model, found)
 
 
 def compile_something(root: Path, name: str = "vllm/kernel") -> None:
@@ -221,9 +221,9 @@ def test_a_silent_store_is_slow_and_works_unless_required(tmp_path: Path) -> Non
 def test_the_cpu_is_its_model_and_its_instructions(tmp_path: Path) -> None:
     def cpu(flags: str) -> str:
         (tmp_path / "cpuinfo").write_text(f"vendor_id\t: GenuineIntel\nmodel\t: 143\nflags\t: {flags}\n\nflags: x\n")
-        return under_test.cpu(tmp_path / "cpuinfo")
+        return fingerprint.cpu(tmp_path / "cpuinfo")
 
     assert cpu("fpu avx2 avx512f ibrs") == cpu("avx512f avx2 ibpb")  # mitigations change with the kernel
     assert cpu("avx2") != cpu("avx2 avx512f")
     assert "GenuineIntel 143 isa:" in cpu("avx2")
-    assert under_test.cpu(tmp_path / "gone").endswith("isa:e3b0c44298fc")
+    assert fingerprint.cpu(tmp_path / "gone").endswith("isa:e3b0c44298fc")
