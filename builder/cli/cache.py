@@ -40,7 +40,7 @@ def budget(ctx: click.Context, param: click.Parameter, value: str | None) -> Bud
 
 @click.group("cache")
 def command() -> None:
-    """Show, check and shrink the models that this node keeps.
+    """Show, check and shrink the models that this node keeps: ls, prune, verify. Compile caches: capture, show.
 
     A model is fetched once per node, however many pods or processes ask, and stays while any of them uses it.
     BUILDER_CACHE_SIZE (or `weights pull --cache-size`) lets the longest unused ones make room for new ones.
