@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from builder.config.spec import Bake, Verify
     from builder.engines.base import Engine
     from builder.image.built import BuiltImage
+    from builder.image.context import Baked
     from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from builder.node.verify import VerifyDisk, VerifyPlan
     from builder.stores.base import Store
     from builder.transfer.cache import Budget, Held
+    from builder.transfer.compiled import Artifact
     from builder.transfer.restore import RestoreReport, Transfer
     from builder.transfer.source import Source
     from builder.verify.container import Options
@@ -234,14 +236,58 @@ def cache_weights(
     return cache.ensure(manifest, root, fetch, budget=budget, progress=progress)
 
 
+def capture_compiled(
+    root: Path | None,
+    container: str,
+    folder: Path,
+    *,
+    private: Path,
+    store: Store | None,
+    workers: Engine,
+    name: str = "",
+    progress: Progress = QUIET,
+) -> tuple[Artifact, PushReport | None]:
+    """What an engine compiled, as an artifact in `folder`, and as NAME@KEY in the store if there is one.
+
+    root: a cache root; None: that of the container.  private: a folder for the copy of it.  name: default: the model's own.
+    """
+    from dataclasses import replace
+
+    from builder.image import warmed
+    from builder.models.resolve import resolve
+    from builder.models.source import ModelRef
+    from builder.transfer import compiled
+    from builder.weights import push, split
+
+    taken = warmed.Warmed(root) if root else warmed.take(container, private)
+    made = compiled.pack(taken.root, folder, dict(taken.about))
+    if store is None:
+        return made, None
+    snapshot = replace(resolve(ModelRef(str(folder))), source=compiled.SOURCE, revision=made.fingerprint.short)
+    name = name or made.fingerprint.about.get("name", "")
+    return made, push.push(split.plan(snapshot, chunk_bytes=split.TARGET_BYTES), store, workers, name=name, progress=progress)
+
+
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
     from builder.image import context, stubs
     from builder.image.dockerfile import dockerfile
 
-    lock = context.read_lock(loaded.folder, loaded.spec)
+    baked, lock = baked_cache(loaded), context.read_lock(loaded.folder, loaded.spec)
     stubs.require(loaded.spec.image, lock)
-    return dockerfile(loaded.spec, lock, manifest=manifest)
+    return dockerfile(loaded.spec, lock, manifest=manifest, cache_key=baked.key if baked else "")
+
+
+def baked_cache(loaded: Loaded) -> Baked | None:
+    """The compile cache that image.compile_cache names, every byte of it checked; None where it names none."""
+    from builder.image.context import Baked
+    from builder.transfer import compiled
+
+    if loaded.spec.image.compile_cache is None:
+        return None
+    found = compiled.load(loaded.path_of(loaded.spec.image.compile_cache))
+    compiled.verify(found)
+    return Baked(found.folder, found.fingerprint.key)
 
 
 def lock_image(loaded: Loaded, environ: Mapping[str, str]) -> Lock:
@@ -291,7 +337,10 @@ def build_image(
     with scratch.folder() as private:
         given = machine.gather(loaded, private, environ)
         link, archive = backend.capabilities.copy_link, private / "image.tar"
-        made = context.write(private / "context", loaded.spec, lock, manifest=manifest, wheelhouse=given.wheelhouse, link=link)
+        made = context.write(
+            private / "context", loaded.spec, lock,
+            manifest=manifest, wheelhouse=given.wheelhouse, baked=baked_cache(loaded), link=link,
+        )  # fmt: skip
         text = (made.folder / "Dockerfile").read_text()
         lint.require_clean(lint.lint(text, path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs))
         began, limit = documents.now(), loaded.spec.verify.budget.image_size

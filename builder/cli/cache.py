@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builder import units
+from builder.cli import capture
 from builder.cli.common import Session, options, table
 from builder.errors import BuilderError, ConfigError, IntegrityError
 from builder.format.volume import MODELS_ROOT
@@ -39,11 +40,15 @@ def budget(ctx: click.Context, param: click.Parameter, value: str | None) -> Bud
 
 @click.group("cache")
 def command() -> None:
-    """Show, check and shrink the models that this node keeps.
+    """Show, check and shrink the models that this node keeps: ls, prune, verify. Compile caches: capture, show.
 
     A model is fetched once per node, however many pods or processes ask, and stays while any of them uses it.
     BUILDER_CACHE_SIZE (or `weights pull --cache-size`) lets the longest unused ones make room for new ones.
     """
+
+
+command.add_command(capture.capture)
+command.add_command(capture.show)
 
 
 @command.command()

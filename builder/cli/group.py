@@ -31,7 +31,7 @@ COMMANDS = {
     "verify": ("builder.cli.verify", "Load-test the built image: phases, correctness, budgets."),
     "bake": ("builder.cli.bake", "Write and verify a pre-seeded node volume."),
     "report": ("builder.cli.report", "Render verify reports."),
-    "cache": ("builder.cli.cache", "Show, check and shrink the models that this node keeps."),
+    "cache": ("builder.cli.cache", "The models that this node keeps; and what engines compiled, captured."),
     "schema": ("builder.cli.schema", "Print the JSON Schema of builder.yaml."),
     "completion": ("builder.cli.completion", "Print the completion script of a shell."),
 }

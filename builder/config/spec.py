@@ -239,6 +239,8 @@ class Image(Section):
     """Network of the build steps."""
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     """Environment of the server."""
+    compile_cache: str | None = None
+    """A folder that `builder cache capture --to` wrote: what the engine compiled, as the image's last layer."""
     labels: dict[str, str] = {}
     """Further OCI labels."""
 

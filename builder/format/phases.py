@@ -18,6 +18,7 @@ PHASES = (
     "cuda_init",  # driver and context; absent without a GPU
     "weights_first_layers",  # until embeddings and the first layer are on disk or device
     "weights_all",  # until every weight is verified and in place
+    "compile_cache",  # a captured compile cache is looked for, until it is in place or refused
     "engine_init",  # engine started, until it listens and answers its health check
     "compile",  # kernels and graphs, where the engine reports it
     "first_token",  # first warm-up request, until its first token

@@ -7,6 +7,7 @@
     wheelhouse/     LAYER/: the wheels of the lock that the user gives (hard links where possible); mounted, in no layer
     slim/           builder/slim, where GPU code for other chips goes; mounted, in no layer
     proof/          requirements.txt and wheelhouse/ of the tool that proves it
+    compile-cache/  a captured compile cache, where image.compile_cache names one
 
 Modes are fixed, times follow the content and names are sorted, so the same description makes the same folder, and the
 same cache keys.
@@ -28,6 +29,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from builder import resources
 from builder.config.spec import Spec
 from builder.errors import ConfigError
+from builder.format import compiled
 from builder.image import lock as locks
 from builder.image import pruning, resolve, trim
 from builder.image.dockerfile import EPOCH, dockerfile
@@ -38,6 +40,7 @@ SLIM = ("__init__.py", "errors.py", "slim")
 """What a build step imports: Python 3.10 and its standard library, and nothing else. Apart from SHIPPED, so that another
 runtime does not make every layer of wheels anew."""
 LOCK = "requirements.lock"
+BAKED = "compile-cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,14 @@ class Context:
 
     def to_json(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "digest": self.digest, "files": list(self.files)}
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """A captured compile cache that was checked. key: of its fingerprint."""
+
+    folder: Path
+    key: str
 
 
 def read_lock(folder: Path, spec: Spec) -> Lock:
@@ -101,13 +112,20 @@ def _stale_without(lock: Lock, spec: Spec) -> str:
 
 
 def write(
-    folder: Path, spec: Spec, lock: Lock, *, manifest: str = "", wheelhouse: Path | None = None, link: bool = True
+    folder: Path,
+    spec: Spec,
+    lock: Lock,
+    *,
+    manifest: str = "",
+    wheelhouse: Path | None = None,
+    baked: Baked | None = None,
+    link: bool = True,
 ) -> Context:
-    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels.  link: see dockerfile.
+    """Fill the empty or missing `folder`. wheelhouse: a folder of wheels.  baked: a compile cache.  link: see dockerfile.
 
     Raises ConfigError for a wheelhouse that is not a folder of wheels, or that lacks a wheel where no index may be asked.
     """
-    text = dockerfile(spec, lock, manifest=manifest, link=link)
+    text = dockerfile(spec, lock, manifest=manifest, cache_key=baked.key if baked else "", link=link)
     _empty(folder)
     _put(folder / "Dockerfile", text)
     _put(folder / ".dockerignore", "**/__pycache__\n**/*.pyc\n")
@@ -124,8 +142,16 @@ def write(
         _wheels(folder / "wheelhouse" / layer.name, layer, held, alone=at)
     if pruning.changes(spec.image):
         _slim(folder, spec, lock, held, alone=at)
+    if baked:
+        _compiled(folder / BAKED, baked.folder)
     files = _settle(folder)
     return Context(folder, _digest(folder, files), tuple(files))
+
+
+def _compiled(target: Path, source: Path) -> None:
+    target.mkdir()
+    for name in compiled.ALL:
+        shutil.copyfile(source / name, target / name)
 
 
 def _empty(folder: Path) -> None:
@@ -207,7 +233,7 @@ def _settle(folder: Path) -> list[str]:
             continue
         path.chmod(0o755 if path.is_dir() or path.parent.name == "steps" else 0o644)
         # By content: buildx sends again only what differs in size or time from the last folder that it saw.
-        moment = EPOCH + (int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:3], "big") if path.is_file() else 0)
+        moment = EPOCH + (int.from_bytes(_sha256(path)[:3], "big") if path.is_file() else 0)
         os.utime(path, (moment, moment))
     return names
 
@@ -215,6 +241,14 @@ def _settle(folder: Path) -> list[str]:
 def _digest(folder: Path, files: list[str]) -> str:
     digest = hashlib.sha256()
     for name in files:
+        if name == f"{BAKED}/{compiled.TAR}":  # perhaps gigabytes; the list beside it holds the digest of every file in it
+            digest.update(f"{name}\0".encode())
+            continue
         content = b"" if name.endswith(".whl") else (folder / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from builder import __version__, render
 from builder.config.spec import SECRET_LOOK, Spec
 from builder.errors import ConfigError
+from builder.image import caches, pruning
 from builder.image import lock as locks
-from builder.image import pruning
 from builder.image.lock import Lock
 from builder.image.recipes import COMPILER, SYSTEM, Recipe, compiles, recipe
 
@@ -34,9 +34,10 @@ REMOTE = ("s3", "gs", "az", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True) -> str:
+def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", cache_key: str = "", link: bool = True) -> str:
     """The Dockerfile of `spec`. manifest: digest of the weights where builder.lock knows it, "sha256:..." or bare hex.
 
+    cache_key: fingerprint of the compile cache that is baked in; "" for none.
     link: whether the back end knows `COPY --link`, with which a layer does not depend on those below it.
     Raises ConfigError for a combination without a recipe, and for a value that a Dockerfile or an image must not hold.
     """
@@ -45,8 +46,8 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
     debian_python = () if python_image else ("libpython3-stdlib", "python3")
     compiler = tuple(name for name in COMPILER if not (python_image and name == "libpython3-dev")) if compiles(image) else ()
     extra = sorted(name for name in plan.apt if not (python_image and name.startswith("libpython")))
-    env = environment(spec, plan, manifest)
-    labels = _labels(spec, plan, lock, manifest)
+    env = environment(spec, plan, lock, manifest)
+    labels = _labels(spec, plan, lock, manifest, cache_key)
     _refuse(env, "environment")
     _refuse(labels, "label")
     return render.text(
@@ -78,10 +79,11 @@ def dockerfile(spec: Spec, lock: Lock, *, manifest: str = "", link: bool = True)
         ports=[spec.serve.port, spec.serve.control_port],
         home=HOME,
         epoch=EPOCH,
+        compile_cache=bool(cache_key),
     )
 
 
-def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
+def environment(spec: Spec, plan: Recipe, lock: Lock, manifest: str = "") -> dict[str, str]:
     """Environment of the final image: what an image without an NVIDIA parent needs, the runtime's settings, then image.env.
 
     NVIDIA_*: the container toolkit injects nothing unless they are set (nvidia-container-toolkit, cuda_image.go).
@@ -99,7 +101,7 @@ def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
     }
     if plan.min_driver_cuda:
-        env |= {"NVIDIA_REQUIRE_CUDA": f"cuda>={plan.min_driver_cuda}", "CUDA_CACHE_PATH": f"{HOME}/.cache/cuda"}
+        env["NVIDIA_REQUIRE_CUDA"] = f"cuda>={plan.min_driver_cuda}"
     env |= {
         "BUILDER_GPU": "required" if plan.min_driver_cuda else "none",
         "BUILDER_GPU_ARCHS": ",".join(spec.image.gpu_archs),
@@ -113,6 +115,8 @@ def environment(spec: Spec, plan: Recipe, manifest: str = "") -> dict[str, str]:
         env |= {"CUDA_HOME": toolkit, "PATH": f"{env['PATH']}:{toolkit}/bin"}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"} | plan.env
     env |= _store(spec)
+    if compiled := caches.environment(spec.image):
+        env |= compiled | {"BUILDER_LOCK": lock_digest(lock)}
     return env | {
         "BUILDER_MODEL": _digest(manifest) or spec.name,
         "BUILDER_MODELS_ROOT": MODELS_ROOT,
@@ -141,7 +145,7 @@ def _store(spec: Spec) -> dict[str, str]:
     return found
 
 
-def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, str]:
+def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str, cache_key: str) -> dict[str, str]:
     image = spec.image
     labels = {
         "org.opencontainers.image.title": spec.name,
@@ -152,11 +156,17 @@ def _labels(spec: Spec, plan: Recipe, lock: Lock, manifest: str) -> dict[str, st
         "builder.gpu-archs": ",".join(image.gpu_archs),
         **pruning.labels(image),
         "builder.jit": "on" if compiles(image) else "off",
-        "builder.lock": f"sha256:{hashlib.sha256(locks.text(lock).encode()).hexdigest()}",
+        "builder.lock": lock_digest(lock),
         "builder.manifest": _digest(manifest),
+        "builder.cache-fingerprint": cache_key,
         "builder.tool": __version__,
     }
     return {key: value for key, value in (labels | image.labels).items() if value}
+
+
+def lock_digest(lock: Lock) -> str:
+    """Of every wheel and its version: what kernels are compiled with."""
+    return f"sha256:{hashlib.sha256(locks.text(lock).encode()).hexdigest()}"
 
 
 def _digest(manifest: str) -> str:

@@ -123,6 +123,7 @@ class Control:
             metric("builder_unaccounted_seconds", "gauge", "Part of the start that no phase covers.",
                    unaccounted(phases, state.began, end)),
             *_weights(serve),
+            *_compiled(serve),
             *_queue(serve),
         ]  # fmt: skip
 
@@ -143,6 +144,18 @@ def _weights(serve: Serve) -> list[Metric]:
         metric("builder_weights_bytes", "gauge", "Size of the model.", found.manifest.size),
         metric("builder_weights_fetched_bytes", "gauge", "Bytes this start read from the store.", found.fetched_bytes),
     ]
+
+
+def _compiled(serve: Serve) -> list[Metric]:
+    """Absent where the image has no cache root; the second until the warm-up is over."""
+    state = serve.state
+    if state.captured.root is None:
+        return []
+    hit = metric("builder_compile_cache_hit", "gauge", "1 if a captured cache is in use.", state.captured.result == "hit")
+    if state.fresh is None:
+        return [hit]
+    text = "Files that the engine compiled in this start, beside those it found."
+    return [hit, metric("builder_compile_cache_new_files", "gauge", text, state.fresh.files)]
 
 
 def _queue(serve: Serve) -> list[Metric]:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from builder.errors import BuilderError
 from builder.format.phases import unaccounted
-from builder.runtime import gpu, warmup
+from builder.runtime import compiled, fingerprint, gpu, warmup
 from builder.runtime.children import Child, Children
 from builder.runtime.engines import Launch, check
 from builder.runtime.gate import Gate
@@ -57,6 +57,8 @@ class State:
     engine_host: str = "127.0.0.1"
     engine_port: int = 0
     shapes: list[warmup.Shape] = field(default_factory=list)
+    captured: compiled.Installed = field(default_factory=compiled.Installed)
+    fresh: compiled.Fresh | None = None
 
     @property
     def ready(self) -> bool:
@@ -142,9 +144,11 @@ class Serve:
                     step.result()
             found = weights.result()
             if not self.stopped.done():
+                await self._compile_cache(found, accepted.result())
                 child = await self._start(found)
                 await self._warmed(child, found)
                 if not child.ended.done():
+                    await self._compiled()
                     self._ready()
         finally:
             for task in (weights, accepted, timing):
@@ -181,6 +185,25 @@ class Serve:
         )
         return found
 
+    async def _compile_cache(self, found: Found, driver: gpu.Found | None) -> None:
+        """A captured compile cache where the engine looks, if one is for this stack. Raises BuilderError if one must be."""
+        self._enter("compile cache")
+        settings, start = self.settings, time.time()
+        if settings.compile_cache_root is None or settings.compile_cache == "off":
+            return
+        chosen = settings.named(found.manifest.name)
+        mine = fingerprint.here(chosen, found.manifest.name, found.digest, driver)
+        done = self.state.captured = await _in_thread(lambda: compiled.install(chosen, mine))
+        self.recorder.add("compile_cache", start, time.time(), done.to_json())
+
+    async def _compiled(self) -> None:
+        """After the warm-up: what the engine compiled all the same."""
+        done = self.state.captured
+        new = self.state.fresh = await _in_thread(lambda: compiled.fresh(done))
+        if new and new.files:
+            should = ", though the captured cache is for this stack" if done.result == "hit" else ""
+            log(compiled.STEP, f"compiled {new}{should}")
+
     async def _start(self, found: Found) -> Child:
         """The engine, healthy; or ended, which the caller sees. Raises BuilderError if it stays silent too long."""
         self._enter("engine")
@@ -189,7 +212,7 @@ class Serve:
         command = self.engine.command(Launch(found.folder, found.manifest, host, port, settings.engine_args, settings.gpu))
         with self.recorder.phase("engine_init") as detail:
             keep = () if found.lease.fd is None else (found.lease.fd,)
-            env = environment(command.env)
+            env = environment({**self.state.captured.env, **command.env})
             child = self.state.engine = self.children.spawn(command.argv, cwd=command.cwd, keep=keep, env=env)
             detail.update(engine=settings.engine, pid=child.pid, environment=dict(settings.reported))
             log("engine", f"{settings.engine} started, process {child.pid}")
@@ -252,16 +275,17 @@ class Serve:
         self._asked = time.time()
         return gpu.Driver(self.children) if wanted else None
 
-    async def _accept(self, driver: gpu.Driver | None) -> None:
-        """Raises CapabilityError if the image needs a GPU, and cannot run on what is here."""
+    async def _accept(self, driver: gpu.Driver | None) -> gpu.Found | None:
+        """What is here. Raises CapabilityError if the image needs a GPU, and cannot run on it."""
         if driver is None:
-            return
+            return None
         found = await driver.found(self.settings.gpu_timeout_s)
         if self.settings.gpu == "required" and (refused := gpu.refusal(found, self.settings)):
             self._enter("gpu")
             raise refused
+        return found
 
-    async def _time(self, driver: gpu.Driver | None, accepted: asyncio.Future[None]) -> None:
+    async def _time(self, driver: gpu.Driver | None, accepted: asyncio.Future[gpu.Found | None]) -> None:
         """The phase cuda_init, beside the weights. The engine's own context comes on top."""
         if driver is None:
             return

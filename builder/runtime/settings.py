@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,8 +23,29 @@ if TYPE_CHECKING:
     from builder.transfer.cache import Budget
 
 CONTROL_PORT = "8001"
+COMPILE_CACHE_DIR = "/opt/builder/compile-cache"
 ENGINES = ("llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime", "triton", "command")
 # Read by the CUDA driver and by container runtimes; reported beside the phases, because they change how long a start takes.
+# What engines, compilers and their libraries read: a captured compile cache is for the same values of these. Where something
+# lies, what is logged, and what differs from pod to pod is not among them. NAMED are read whatever they begin with.
+COMPILED_BY = (
+    "VLLM_",
+    "SGLANG_",
+    "TORCH",
+    "PYTORCH_",
+    "TRITON_",
+    "FLASHINFER_",
+    "TILELANG_",
+    "DG_",
+    "CUDA_",
+    "NVCC_",
+    "CUDNN_",
+)
+NAMED = ("HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CC", "CXX", "CFLAGS", "CXXFLAGS")
+PASSING = re.compile(
+    r"LOG|USAGE_STATS|DO_NOT_TRACK|_PORT|_HOST|_IP$|VISIBLE_DEVICES|TOKEN|SECRET|PASSWORD|CREDENTIAL|API_KEY|ACCESS_KEY|SIDE_CHANNEL"
+    r"|_UUID|_REQUIRE_"
+)
 REPORTED = (
     "CUDA_MODULE_LOADING",
     "CUDA_VISIBLE_DEVICES",
@@ -50,6 +71,10 @@ class Settings:
     gpu_archs: compute capabilities that the image has code for; empty: any.  cuda: version the driver must support, or "".
     gpu_timeout_s: for the driver to name its devices.
     reported: the REPORTED variables that are set.
+    compile_cache: require, use or off.  compile_cache_root: where the engine's compile caches lie; None: the image has no
+    such folder.  compile_cache_dir: a captured cache, baked or mounted.  compile_cache_store, _name: where else to look.
+    lock: digest of the image's wheels, or "".  compile_env: variables that decide what is compiled (COMPILED_BY, NAMED).
+    compile_paths: variables that lead into the cache root.
     """
 
     store: str
@@ -78,6 +103,18 @@ class Settings:
     cuda: str
     gpu_timeout_s: float
     reported: Mapping[str, str]
+    compile_cache: str
+    compile_cache_root: Path | None
+    compile_cache_dir: Path
+    compile_cache_store: str
+    compile_cache_name: str
+    lock: str
+    compile_env: Mapping[str, str]
+    compile_paths: Mapping[str, str]
+
+    def named(self, model: str) -> Settings:
+        """The same, with captured caches looked for under the model's name unless another was given."""
+        return self if self.compile_cache_name else replace(self, compile_cache_name=model)
 
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:
@@ -118,6 +155,14 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         cuda=get("CUDA", "", _cuda),
         gpu_timeout_s=get("GPU_TIMEOUT_S", "120", _seconds),
         reported={name: env[name] for name in REPORTED if name in env},
+        compile_cache=get("COMPILE_CACHE", "use", _one_of("require", "use", "off")),
+        compile_cache_root=get("COMPILE_CACHE_ROOT", "", _folder),
+        compile_cache_dir=get("COMPILE_CACHE_DIR", COMPILE_CACHE_DIR, _paths)[0],
+        compile_cache_store=get("COMPILE_CACHE_STORE", "", _url("BUILDER_COMPILE_CACHE_STORE")),
+        compile_cache_name=get("COMPILE_CACHE_NAME", "", _name),
+        lock=get("LOCK", "", str),
+        compile_env={name: env[name] for name in sorted(env) if _compiles(name)},
+        compile_paths=_leading(env, env.get("BUILDER_COMPILE_CACHE_ROOT", "").strip()),
     )
     if settings.port == settings.control_port:
         raise ConfigError(
@@ -228,6 +273,25 @@ def _cuda(text: str) -> str:
     if text and not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?", text):
         raise ValueError("expected a CUDA version such as 13.0")
     return text
+
+
+def _compiles(name: str) -> bool:
+    return name in NAMED or (name.startswith(COMPILED_BY) and not PASSING.search(name))
+
+
+def _leading(env: Mapping[str, str], root: str) -> dict[str, str]:
+    found = {name: value for name, value in env.items() if root and value.startswith(f"{root}/")}
+    return {name: value for name, value in found.items() if not name.startswith("BUILDER_")}
+
+
+def _name(text: str) -> str:
+    if text and not NAME.match(text):
+        raise ValueError("expected a name: letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _folder(text: str) -> Path | None:
+    return _paths(text)[0] if text else None
 
 
 def _switch(text: str) -> bool:

@@ -132,6 +132,15 @@ def recorded(phases: Sequence[Phase], metrics: str) -> list[Check]:
     ]
 
 
+def compiled(metrics: str) -> list[Check]:
+    """A start that used a captured compile cache compiled nothing; no check where no such cache was used."""
+    told = {name: value for name, _, value in (line.partition(" ") for line in metrics.splitlines())}
+    if told.get("builder_compile_cache_hit") != "1":
+        return []
+    new = told.get("builder_compile_cache_new_files", "not told")
+    return [Check("compile-cache.hit", new == "0", f"{new} new files", "nothing compiled")]
+
+
 def load(levels: Sequence[Level]) -> list[Check]:
     """Every request of the load test was answered."""
     out = []

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from builder.errors import BuilderError, CapabilityError
+from builder.format.compiled import ROOT as COMPILED
 from builder.format.volume import MODELS_ROOT
 from builder.verify import host, inside
 from builder.verify.in_place import free_ports
@@ -48,7 +49,7 @@ ENGINE_HINT = "`make engine` installs one; or verify --in-place, without an imag
 class Options:
     """How the container is run. memory, shm: as Docker writes sizes ("8g"), None for its defaults.
 
-    gpu: "auto", "required" or "none".  read_only: the image's root file system; /tmp and the models stay writable.
+    gpu: "auto", "required" or "none".  read_only: the root file system; /tmp, the cache root and the models stay writable.
     env: variables that replace the image's own, to see what an operator's setting does to its claims.
     """
 
@@ -277,7 +278,11 @@ def _limits(options: Options, *, gpu: bool, models: bool) -> dict[str, Any]:
         out["shm_size"] = options.shm
     if options.read_only:
         out["read_only"] = True
-        out["mounts"] = [Mount("/tmp", None, type="tmpfs"), *([] if models else [Mount(MODELS_ROOT, None, type="volume")])]
+        out["mounts"] = [
+            Mount("/tmp", None, type="tmpfs"),
+            Mount(COMPILED, None, type="volume"),  # a tmpfs of Docker is noexec, and compiled code is loaded from it
+            *([] if models else [Mount(MODELS_ROOT, None, type="volume")]),
+        ]
     if gpu:
         out["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return out

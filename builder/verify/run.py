@@ -207,6 +207,7 @@ def _checks_of(plan: _Plan, one: Seen, *, in_image: bool) -> list[Check]:
         out.append(checks.gpu(one.look))
     out += checks.readiness(one.readiness, one.run.phases)
     out += checks.recorded(one.run.lane("container"), one.metrics)
+    out += checks.compiled(one.metrics)
     return out + checks.load(one.levels)
 
 

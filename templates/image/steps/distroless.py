@@ -24,7 +24,7 @@ KEEP = (
     "/etc/os-release",
     "/usr/lib/os-release",
 )
-FOLDERS = ("/home/app", "/home/app/.cache", "/var/lib/builder", "/var/lib/builder/models", "/tmp")
+FOLDERS = ("/home/app", "/home/app/.cache", "/var/lib/builder", "/var/lib/builder/models", "/opt/cache", "/tmp")
 LINKS = ("/lib", "/lib64", "/bin", "/sbin")  # of a merged /usr
 
 

@@ -31,7 +31,7 @@ def main(report: Path, modules: list[str]) -> None:
         sys.exit(f"smoke: running as user {os.getuid()}, the image is for {USER}")
     for name in [*STANDARD, "obstore", "awscrt.checksums", *RUNTIME, *modules]:
         importlib.import_module(name)
-    for folder in (Path.home(), Path("/var/lib/builder/models")):
+    for folder in (Path.home(), Path("/var/lib/builder/models"), Path("/opt/cache")):
         probe = folder / ".smoke"
         probe.touch()
         probe.unlink()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from builder import resources
+from builder import pipeline, resources
 from builder.config.load import load
 from builder.config.spec import Spec
-from builder.errors import ConfigError
+from builder.errors import ConfigError, IntegrityError
+from builder.format.compiled import ALL, TAR
 from builder.image import context
 from builder.image import lock as locks
 from builder.image.lock import Lock, LockLayer, Wheel
+from builder.transfer import compiled
+from tests.unit.transfer.test_compiled import cache_root
 
 ENGINE = "xllamacpp-2026.10.11549-cp310-abi3-manylinux_2_28_x86_64.whl"
 
@@ -222,3 +226,39 @@ def test_shipped_locks_fit_their_images() -> None:
     assert len(found) > 5
     for path in found:
         assert context.read_lock(path.parent, load(path.parent).spec).wheels
+
+
+def test_a_baked_compile_cache_is_the_last_layer_and_changes_nothing_before_it(spec: Spec, lock: Lock, tmp_path: Path) -> None:
+    artifact = compiled.pack(cache_root(tmp_path / "root"), tmp_path / "artifact", {})
+    baked = context.Baked(artifact.folder, artifact.fingerprint.key)
+    plain = context.write(tmp_path / "a", spec, lock)
+    first, second = (context.write(tmp_path / name, spec, lock, baked=baked) for name in ("b", "c"))
+    assert first.digest == second.digest != plain.digest
+    assert set(first.files) - set(plain.files) == {f"compile-cache/{name}" for name in ALL}
+    assert all((tmp_path / "b/compile-cache" / n).read_bytes() == (artifact.folder / n).read_bytes() for n in ALL)
+    assert (tmp_path / "b/compile-cache").stat().st_mode & 0o777 == 0o755
+    text, before = ((tmp_path / name / "Dockerfile").read_text() for name in ("b", "a"))
+    copied = "COPY --link compile-cache/ /opt/builder/compile-cache/\n"
+    assert [line for line in text.splitlines(True) if line.startswith(("COPY", "RUN", "ADD"))][-1] == copied
+    assert f'builder.cache-fingerprint="{artifact.fingerprint.key}"' in text
+    assert text.startswith(before[: before.index("LABEL ")])  # not one byte before it
+    other = compiled.pack(cache_root(tmp_path / "root2", {"a": b"1"}), tmp_path / "artifact2", {})
+    third = context.write(tmp_path / "d", spec, lock, baked=context.Baked(other.folder, other.fingerprint.key))
+    assert third.digest != first.digest
+
+
+def test_a_compile_cache_that_is_damaged_or_missing_is_refused_before_the_build(tmp_path: Path) -> None:
+    folder = tmp_path / "image"
+    shutil.copytree(resources.folder("images") / "demo-llama-cpp", folder)
+    text = (folder / "builder.yaml").read_text()
+    (folder / "builder.yaml").write_text(text.replace("\nimage:\n", "\nimage:\n  compile_cache: artifact\n"))
+    loaded = load(folder / "builder.yaml")
+    with pytest.raises(ConfigError, match="artifact: no captured compile cache"):
+        pipeline.render_image(loaded, "")
+    made = compiled.pack(cache_root(tmp_path / "root"), folder / "artifact", {})
+    assert made.fingerprint.key in pipeline.render_image(loaded, "")
+    body = bytearray((folder / "artifact" / TAR).read_bytes())
+    body[body.index(b"xxx")] ^= 1
+    (folder / "artifact" / TAR).write_bytes(body)
+    with pytest.raises(IntegrityError, match=r"files\.tar: vllm"):
+        pipeline.render_image(loaded, "")

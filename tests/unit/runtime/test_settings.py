@@ -74,6 +74,10 @@ def test_blank_counts_as_unset() -> None:
         ("BUILDER_GRACE_S", "0"),
         ("BUILDER_GRACE_S", "nan"),
         ("BUILDER_PHASES", "/no/such/folder/phases"),
+        ("BUILDER_COMPILE_CACHE", "yes"),
+        ("BUILDER_COMPILE_CACHE_ROOT", "opt/cache"),
+        ("BUILDER_COMPILE_CACHE_DIR", "cache"),
+        ("BUILDER_COMPILE_CACHE_NAME", "m@x"),
         ("BUILDER_PHASES", "/"),
     ],
 )

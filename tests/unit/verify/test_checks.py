@@ -122,6 +122,14 @@ def test_a_missing_or_unknown_phase_fails() -> None:
     assert not by_id(checks.recorded(phases, ""))["metrics.phases"].ok
 
 
+def test_a_start_with_a_captured_cache_that_compiles_fails() -> None:
+    hit = "builder_compile_cache_hit 1\nbuilder_compile_cache_new_files "
+    assert checks.compiled("") == checks.compiled("builder_compile_cache_hit 0\nbuilder_compile_cache_new_files 3") == []
+    assert [c.ok for c in checks.compiled(hit + "0")] == [True]
+    assert [(c.ok, c.found) for c in checks.compiled(hit + "3")] == [(False, "3 new files")]
+    assert [c.ok for c in checks.compiled("builder_compile_cache_hit 1")] == [False]
+
+
 def test_a_request_without_an_answer_fails() -> None:
     p = Percentiles(0.1, 0.2, 0.3)
     good = checks.level_of(LevelReport(2, 10, 0, 1.0, 100, p, p, p))

@@ -1,0 +1,403 @@
+# llama3-8b-text: vllm 0.32.0 on debian:bookworm-slim, CUDA 13.
+# Rendered by builder from builder.yaml and requirements.lock; change those, not this. Steps: steps/ beside this file.
+
+# base: Python with its whole standard library, certificates, the engine's system libraries, the user.
+FROM debian:bookworm-slim AS base
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
+    --mount=type=bind,source=steps/python,target=/run/steps/python \
+    --mount=type=bind,source=steps/user,target=/run/steps/user \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
+    sh /run/steps/apt ca-certificates libgomp1 libnuma1 libpython3-stdlib python3 \
+ && sh /run/steps/python 3.11 \
+ && sh /run/steps/user
+
+# resolve: pip and strip, and an empty virtual environment. Nothing of the tools reaches the image.
+FROM base AS resolve
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
+    sh /run/steps/apt binutils python3-venv \
+ && python3 -m venv /opt/pip \
+ && python3 -m venv --without-pip /opt/venv \
+ && find /opt/venv ! -type d >/opt/venv.list
+
+# proof: NVIDIA's lister of GPU code, which the stages below check each pruned file with. It reaches no image.
+FROM resolve AS proof
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=proof/requirements.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=proof/wheelhouse,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && install -D -t /out /opt/venv/lib/python*/site-packages/nvidia/cu*/bin/cuobjdump
+
+# wheels, trim, prune, split: a stage per layer, which depends on its own wheels alone. One RUN: no untrimmed copy is stored.
+FROM resolve AS wheels-runtime
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=requirements/runtime.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/runtime,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py runtime 1
+FROM resolve AS wheels-nvidia-cublas
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cublas.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cublas,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cublas 2
+FROM resolve AS wheels-nvidia-cudnn-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cudnn-cu13.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cudnn-cu13,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cudnn-cu13 1
+FROM resolve AS wheels-nvidia-cufft
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cufft.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cufft,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cufft 1
+FROM resolve AS wheels-nvidia-cusolver
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cusolver.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusolver,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cusolver 1
+FROM resolve AS wheels-nvidia-cusparse
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cusparse.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusparse,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cusparse 1
+FROM resolve AS wheels-nvidia-cusparselt-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-cusparselt-cu13.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-cusparselt-cu13,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-cusparselt-cu13 1
+FROM resolve AS wheels-nvidia-nccl-cu13
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia-nccl-cu13.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia-nccl-cu13,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia-nccl-cu13 1
+FROM resolve AS wheels-nvidia
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/nvidia.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/nvidia,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py nvidia 1
+FROM resolve AS wheels-torch-deps
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/torch-deps.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/torch-deps,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py torch-deps 1
+FROM resolve AS wheels-torch
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/torch.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/torch,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py torch 2
+FROM resolve AS wheels-triton
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/triton.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/triton,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py triton 1
+FROM resolve AS wheels-deps-1
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/deps-1.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/deps-1,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py deps-1 1
+FROM resolve AS wheels-deps-2
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/deps-2.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/deps-2,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py deps-2 1
+FROM resolve AS wheels-engine
+RUN --mount=type=bind,source=steps/wheels,target=/run/steps/wheels \
+    --mount=type=bind,source=steps/trim.py,target=/run/steps/trim.py \
+    --mount=type=bind,source=steps/trim.json,target=/run/steps/trim.json \
+    --mount=type=bind,source=steps/prune.py,target=/run/steps/prune.py \
+    --mount=type=bind,source=steps/prune.json,target=/run/steps/prune.json \
+    --mount=type=bind,source=slim,target=/run/slim \
+    --mount=type=bind,from=proof,source=/out,target=/run/proof \
+    --mount=type=bind,source=requirements/engine.txt,target=/run/requirements.txt \
+    --mount=type=bind,source=wheelhouse/engine,target=/run/wheelhouse \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip_conf --mount=type=secret,id=netrc \
+    sh /run/steps/wheels index /run/requirements.txt \
+ && /opt/venv/bin/python /run/steps/trim.py engine 1
+
+# slimmed: what was taken out of which library, and what was left and why.
+FROM scratch AS slimmed
+COPY --from=wheels-nvidia-cublas /out/slim/ /out/
+COPY --from=wheels-nvidia-cudnn-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia-cufft /out/slim/ /out/
+COPY --from=wheels-nvidia-cusolver /out/slim/ /out/
+COPY --from=wheels-nvidia-cusparse /out/slim/ /out/
+COPY --from=wheels-nvidia-cusparselt-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia-nccl-cu13 /out/slim/ /out/
+COPY --from=wheels-nvidia /out/slim/ /out/
+COPY --from=wheels-torch-deps /out/slim/ /out/
+COPY --from=wheels-torch /out/slim/ /out/
+COPY --from=wheels-triton /out/slim/ /out/
+COPY --from=wheels-deps-1 /out/slim/ /out/
+COPY --from=wheels-deps-2 /out/slim/ /out/
+COPY --from=wheels-engine /out/slim/ /out/
+
+# toolkit: headers and compilers of the wheels above; compiler: those of the system. Kernels are compiled at run time.
+FROM scratch AS toolkit
+COPY --from=wheels-runtime /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cublas /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cudnn-cu13 /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cufft /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cusolver /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cusparse /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-cusparselt-cu13 /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia-nccl-cu13 /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-nvidia /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-torch-deps /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-torch /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-triton /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-deps-1 /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-deps-2 /out/toolkit/opt/venv/ /opt/venv/
+COPY --from=wheels-engine /out/toolkit/opt/venv/ /opt/venv/
+
+FROM base AS compiler
+RUN --mount=type=bind,source=steps/apt,target=/run/steps/apt \
+    --mount=type=bind,source=steps/compiler,target=/run/steps/compiler \
+    --mount=type=secret,id=ca --mount=type=secret,id=apt_sources --mount=type=secret,id=apt_auth \
+    sh /run/steps/compiler gcc g++ libc6-dev libpython3-dev
+
+# libraries: every layer, in the order of how seldom it changes.
+FROM compiler AS libraries
+COPY --link --from=toolkit /opt/venv/ /opt/venv/
+COPY --link --from=wheels-runtime /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/1/ /
+COPY --link --from=wheels-nvidia-cublas /out/2/ /
+COPY --link --from=wheels-nvidia-cudnn-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia-cufft /out/1/ /
+COPY --link --from=wheels-nvidia-cusolver /out/1/ /
+COPY --link --from=wheels-nvidia-cusparse /out/1/ /
+COPY --link --from=wheels-nvidia-cusparselt-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia-nccl-cu13 /out/1/ /
+COPY --link --from=wheels-nvidia /out/1/ /
+COPY --link --from=wheels-torch-deps /out/1/ /
+COPY --link --from=wheels-torch /out/1/ /
+COPY --link --from=wheels-torch /out/2/ /
+COPY --link --from=wheels-triton /out/1/ /
+COPY --link --from=wheels-deps-1 /out/1/ /
+COPY --link --from=wheels-deps-2 /out/1/ /
+COPY --link --from=wheels-engine /out/1/ /
+
+# pyc: bytecode of what a start imports.
+FROM libraries AS pyc
+RUN --mount=type=bind,source=steps/pyc.py,target=/run/steps/pyc.py \
+    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm"]
+
+# shipped: builder's own runtime, compiled for this Python.
+FROM base AS shipped
+COPY builder /out/opt/builder/builder
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /out -p / /out \
+ && find /out -exec touch -h -d @315532800 {} +
+
+# runtime: the libraries, their bytecode, builder's runtime, the environment.
+FROM libraries AS runtime
+COPY --link --from=pyc /out/ /
+COPY --link --from=shipped /out/ /
+COPY --link --from=slimmed /out/ /
+ENV PATH="/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/venv/lib/python3.11/site-packages/nvidia/cu13/bin" \
+    PYTHONPATH="/opt/builder" \
+    PYTHONDONTWRITEBYTECODE="1" \
+    PYTHONUNBUFFERED="1" \
+    HOME="/home/app" \
+    XDG_CACHE_HOME="/home/app/.cache" \
+    CUDA_MODULE_LOADING="LAZY" \
+    NVIDIA_VISIBLE_DEVICES="all" \
+    NVIDIA_DRIVER_CAPABILITIES="compute,utility" \
+    NVIDIA_REQUIRE_CUDA="cuda>=13.0" \
+    BUILDER_GPU="required" \
+    BUILDER_GPU_ARCHS="9.0" \
+    BUILDER_CUDA="13.0" \
+    BUILDER_JIT="on" \
+    CUDA_HOME="/opt/venv/lib/python3.11/site-packages/nvidia/cu13" \
+    HF_HUB_OFFLINE="1" \
+    HF_HUB_DISABLE_TELEMETRY="1" \
+    DO_NOT_TRACK="1" \
+    VLLM_NO_USAGE_STATS="1" \
+    VLLM_DO_NOT_TRACK="1" \
+    BUILDER_STORE="s3://llm-weights/llama3-8b" \
+    BUILDER_REGION="us-west-2" \
+    BUILDER_COMPILE_CACHE_ROOT="/opt/cache" \
+    CUDA_CACHE_PATH="/opt/cache/cuda" \
+    TORCHINDUCTOR_CACHE_DIR="/opt/cache/inductor" \
+    TRITON_CACHE_DIR="/opt/cache/triton" \
+    TORCH_EXTENSIONS_DIR="/opt/cache/torch-extensions" \
+    VLLM_CACHE_ROOT="/opt/cache/vllm" \
+    DG_JIT_CACHE_DIR="/opt/cache/deep-gemm" \
+    TRTLLM_DG_CACHE_DIR="/opt/cache/trtllm-deep-gemm" \
+    FLASHINFER_WORKSPACE_BASE="/opt/cache/flashinfer" \
+    TILELANG_CACHE_DIR="/opt/cache/tilelang" \
+    TVM_FFI_CACHE_DIR="/opt/cache/tvm-ffi" \
+    CUTE_DSL_CACHE_DIR="/opt/cache/cute-dsl" \
+    FLASH_ATTENTION_CUTE_DSL_CACHE_DIR="/opt/cache/flash-attention" \
+    QUACK_CACHE_DIR="/opt/cache/quack" \
+    CUDA_TILE_CACHE_DIR="/opt/cache/cutile" \
+    HUMMING_CACHE_DIR="/opt/cache/humming" \
+    MINFER_FMHA_CACHE_DIR="/opt/cache/minfer" \
+    CUDNN_FRONTEND_COMPILED_CACHE="/opt/cache/cudnn-frontend" \
+    CUDNN_FRONTEND_CAKE_CACHE_DIR="/opt/cache/cudnn-cake" \
+    FLEX_ATTENTION_CUTE_DSL_CACHE_DIR="/opt/cache/cudnn-flex" \
+    NUMBA_CACHE_DIR="/opt/cache/numba" \
+    CUDA_CACHE_MAXSIZE="4294967296" \
+    BUILDER_LOCK="sha256:b9f2b9470ce86bc5dab63878667bb0b5aa5c63f85335ca24e18c46ed291cd66b" \
+    BUILDER_MODEL="llama3-8b-text" \
+    BUILDER_MODELS_ROOT="/var/lib/builder/models" \
+    BUILDER_ENGINE="vllm" \
+    BUILDER_ENGINE_ARGS="[\"--max-model-len\", \"8192\"]" \
+    BUILDER_PORT="8000" \
+    BUILDER_CONTROL_PORT="8001" \
+    BUILDER_QUEUE="1" \
+    BUILDER_QUEUE_LIMIT="256" \
+    BUILDER_WARMUP_BATCH="1,4" \
+    BUILDER_WARMUP_TOKENS="128,1024"
+WORKDIR /home/app
+
+# smoke: as the user of the final image, import the engine and the runtime. Fails the build, and the last stage needs its report.
+FROM runtime AS smoke
+USER 10001:0
+RUN --mount=type=bind,source=steps/smoke.py,target=/run/steps/smoke.py \
+    ["/opt/venv/bin/python", "/run/steps/smoke.py", "/tmp/smoke.json", "vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm"]
+
+# final: what is pushed.
+FROM runtime AS final
+COPY --from=smoke --chmod=0444 /tmp/smoke.json /opt/builder/smoke.json
+LABEL org.opencontainers.image.title="llama3-8b-text" \
+      org.opencontainers.image.version="vllm-0.32.0" \
+      org.opencontainers.image.base.name="debian:bookworm-slim" \
+      builder.engine="vllm 0.32.0" \
+      builder.cuda="13.0" \
+      builder.gpu-archs="9.0" \
+      builder.prune="all" \
+      builder.redistribution="no: modified NVIDIA libraries" \
+      builder.stubs="cufft,cufile,curand,cusolver,cusparse,cusparselt,nvjitlink,nvshmem" \
+      builder.jit="on" \
+      builder.lock="sha256:b9f2b9470ce86bc5dab63878667bb0b5aa5c63f85335ca24e18c46ed291cd66b" \
+      builder.tool="0.1.0"
+USER 10001:0
+EXPOSE 8000 8001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+  CMD ["/opt/venv/bin/python", "-m", "builder.runtime", "probe", "live"]
+ENTRYPOINT ["/opt/venv/bin/python", "-m", "builder.runtime"]
+CMD ["serve"]
