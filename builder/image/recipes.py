@@ -103,7 +103,10 @@ def _vllm(image: Image) -> Recipe:
     return Recipe(
         (f"vllm=={image.engine.version}",),
         engine=("vllm",),
-        imports=("vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm"),
+        imports=(
+            *("vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm"),
+            *("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"),  # what runs on the GPU is imported without one
+        ),
         env={"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"},
         jit=True,
         min_driver_cuda=_driver(image),
