@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers side by side (`-n 2 --dist loadgroup`): one has all that use the engine or a disk, one all that serve."""
     for item in items:
         parts = item.path.parts
-        if "integration" in parts or "e2e" in parts:
+        if item.get_closest_marker("xdist_group") is None and ("integration" in parts or "e2e" in parts):
             engine = {"docker", "kernel", "e2e"} & set(parts)
             item.add_marker(pytest.mark.xdist_group("engine" if engine else "servers"))
 
