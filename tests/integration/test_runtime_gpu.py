@@ -13,7 +13,7 @@ import pytest
 
 from builder.format.phases import parse_lines
 from tests.conftest import missing
-from tests.integration.test_runtime import Served, alive
+from tests.integration.test_runtime import ROOT, Served, alive
 from tests.servers.objects import ObjectServer
 from tests.unit.transfer import build
 
@@ -123,6 +123,24 @@ def test_the_gpu_it_was_made_for(start: Start, tmp_path: Path) -> None:
 )
 def test_what_is_refused_and_how(start: Start, env: dict[str, str], line: str) -> None:
     assert line in refused(start(**env))
+
+
+LATE = """
+import os, signal
+from asyncio import selector_events as events
+close = events.BaseSelectorEventLoop._close_self_pipe
+def late(loop):
+    close(loop)
+    os.kill(os.getpid(), signal.SIGCHLD)
+events.BaseSelectorEventLoop._close_self_pipe = late
+"""
+
+
+def test_a_child_that_ends_as_the_event_loop_closes_says_nothing(start: Start, tmp_path: Path) -> None:
+    """The loop closes the socket that signals wake it with before it forgets its handlers."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(LATE)
+    refused(start(FAKECUDA_DEVICES="", PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}"))
 
 
 def test_a_device_that_is_not_visible_does_not_count(start: Start) -> None:
