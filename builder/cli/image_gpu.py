@@ -28,8 +28,12 @@ def _code(found: GpuCode, top: int) -> list[str]:
         f"GPU code for {', '.join(map(printable, found.gpus))}, profile {printable(found.profile)}: "
         f"{format_size(found.after)} of {format_size(found.before)} in {count(len(found.libraries), 'file')} kept"
     )
+    told = [head, *(runs(gpu, missing, len(found.libraries)) for gpu, missing in found.runs_on.items())]
+    if found.jit:
+        names = ", ".join(printable(one.name) for one in found.jit)
+        told.append(f"PTX that the driver compiles at the first use, into CUDA_CACHE_PATH, in every new container: {names}")
     return [
-        "\n".join([head, *(runs(gpu, missing, len(found.libraries)) for gpu, missing in found.runs_on.items())]),
+        "\n".join(told),
         table([["chip", "code before", "after"], *chips], right=(1, 2)),
         table([["library", "package", "code before", "after", ""], *rows], right=(2, 3)),
     ]

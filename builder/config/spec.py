@@ -192,6 +192,12 @@ class Proxy(Section):
     """Hosts that are reached directly: names, domains and addresses, with commas between."""
 
 
+def _others(labels: dict[str, str]) -> dict[str, str]:
+    if own := sorted(name for name in labels if name.startswith("builder.")):
+        raise ValueError(f"found {own[0]}; labels of builder. are written by the build alone")
+    return labels
+
+
 class Image(Section):
     """The serving image."""
 
@@ -241,8 +247,8 @@ class Image(Section):
     """Environment of the server."""
     compile_cache: str | None = None
     """A folder that `builder cache capture --to` wrote: what the engine compiled, as the image's last layer."""
-    labels: dict[str, str] = {}
-    """Further OCI labels."""
+    labels: Annotated[dict[str, str], AfterValidator(_others)] = {}
+    """Further OCI labels; those of builder. are its own."""
 
 
 class Warmup(Section):

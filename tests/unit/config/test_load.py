@@ -167,6 +167,10 @@ def test_a_password_in_the_file_is_refused_without_repeating_it(line: str, messa
     ("line", "message"),
     [
         ("  index: {}", "builder.yaml:10:10: image.index.url: is missing"),
+        (
+            "  labels: {builder.prune: none}",
+            "image.labels: found builder.prune; labels of builder. are written by the build alone",
+        ),
         ("  index: {url: 'https://h/s', user: me}", "image.index.user: unknown key; did you mean 'username'?"),
         ("  index: {url: 'http://h/s'}", "image.index.url: expected https://"),
         ("  index: {url: 'https://h/s', username: me}", "10:10: image.index.password: expected both username and password"),

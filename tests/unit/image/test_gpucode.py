@@ -99,6 +99,8 @@ def test_people_programs_and_the_page_are_told_the_same(tmp_path: Path) -> None:
     assert "GPU code for 9.0, 8.0, profile oss: 10.0 MiB of 13.8 MiB in 3 files kept" in done.stdout
     assert "9.0: 3 of 3 have code for it\n8.0: 0 of 3 have code for it; not libcublas.so.13, libtorch_cuda.so" in done.stdout
     assert "left: its licence forbids changes" in done.stdout
+    few = CliRunner().invoke(command, ["report", str(path), "--top", "1"], catch_exceptions=False).stdout
+    assert "into CUDA_CACHE_PATH, in every new container: fa2.so\n" in few  # though it is not among the largest
     told = json.loads(CliRunner().invoke(command, ["report", str(path), "--format", "json"], catch_exceptions=False).stdout)
     assert told["gpu_code"]["chips"][0] == {"chip": "sm_80", "before": 3_000_100, "after": 0}
     assert told["gpu_code"]["runs_on"][0] == {"gpu": "9.0", "without_code": []}
