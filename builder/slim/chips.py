@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from builder.errors import ConfigError
 
-TEGRA = frozenset({53, 62, 72, 87, 88})
+TEGRA = frozenset({53, 62, 72, 87, 88, 101})
 """Integrated chips that share a major version with discrete ones. Neither runs the other's cubins."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 PT_LOAD, PT_DYNAMIC, PT_PHDR = 1, 2, 6
@@ -23,7 +23,7 @@ class Unfit(Exception):
     """This file cannot be pruned. error: a word for programs.  reason: a sentence for people, with section and byte range."""
 
     def __init__(self, error: str, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(error, reason)  # both, so that it passes from process to process
         self.error, self.reason = error, reason
 
 
@@ -178,40 +178,77 @@ def _sections(source: Source, headers: list[tuple[int, ...]], names_at: int) -> 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A word that the loader fills with the address `target`, load base added. at: the word's own virtual address.
+    """A word that the loader fills with an address, load base added. at: the word's own virtual address.
 
-    field: byte of the file where the linker keeps `target`: the relocation's addend, or with RELR the word itself.
+    target: the address.  field: byte of the file where the linker keeps it: the relocation's addend, or with RELR the word
+    itself; None where it also depends on a symbol.
     """
 
     at: int
     target: int
-    field: int
+    field: int | None
 
 
-RELATIVE = {"x86-64": 8, "aarch64": 1027}
+RELATIVE = {"x86-64": {8, 37}, "aarch64": {1027, 1032}}
+"""R_*_RELATIVE and R_*_IRELATIVE: the addend is an address."""
 SYMBOLIC = {"x86-64": {1, 6, 7}, "aarch64": {257, 1025, 1026}}
-"""Types whose addend counts from a symbol."""
+"""R_X86_64_64, GLOB_DAT, JUMP_SLOT and their like on AArch64: a symbol's value and the addend."""
+SHT_SYMTAB, SHT_DYNSYM = 2, 11
+SYMBOL = struct.Struct("<IBBHQQ")
 
 
-def pointers(source: Source, elf: Elf) -> Iterator[Pointer]:
-    """What RELATIVE relocations and packed relative ones (DT_RELR) fill. Raises Unfit for tables that make no sense."""
+@dataclass(frozen=True)
+class Symbol:
+    """A row of a symbol table. row: byte of the file.  kind: STT_*.  section: index of its section header."""
+
+    number: int
+    row: int
+    kind: int
+    section: int
+    value: int
+
+
+def symbols(source: Source, table: Section) -> Iterator[Symbol]:
+    """The rows of a table, in order."""
+    for at in range(table.offset, table.end - SYMBOL.size + 1, SYMBOL.size * MANY):
+        count = min(MANY, (table.end - at) // SYMBOL.size)
+        for i, (_, info, _, section, value, _) in enumerate(SYMBOL.iter_unpack(source.read(at, count * SYMBOL.size))):
+            yield Symbol((at - table.offset) // SYMBOL.size + i, at + SYMBOL.size * i, info & 15, section, value)
+
+
+def pointers(source: Source, elf: Elf, within: Sequence[tuple[int, int]]) -> Iterator[Pointer]:
+    """What the loader fills with an address in one of the ranges `within`, by relocations with addends and by packed relative
+    ones (DT_RELR); and each name that it knows there, as a pointer at -1. Raises Unfit for tables that make no sense.
+    """
+    named = {
+        one.number: one.value
+        for table in elf.sections
+        if table.kind == SHT_DYNSYM
+        for one in symbols(source, table)
+        if one.section and _inside(one.value, within)
+    }
+    yield from (Pointer(-1, value, None) for value in named.values())
     for section in elf.sections:
-        if not section.flags & SHF_ALLOC:
-            continue
-        if section.kind == SHT_RELA:
-            yield from _rela(source, elf, section)
-        elif section.kind == SHT_RELR:
-            yield from _relr(source, elf, section)
+        if section.flags & SHF_ALLOC and section.kind in (SHT_RELA, SHT_RELR):
+            found = _rela(source, elf, section, named) if section.kind == SHT_RELA else _relr(source, elf, section)
+            yield from (pointer for pointer in found if _inside(pointer.target, within))
 
 
-def _rela(source: Source, elf: Elf, section: Section) -> Iterator[Pointer]:
-    kind = RELATIVE.get(elf.machine)
-    step = 24 * MANY
-    for at in range(section.offset, section.end - section.size % 24, step):
-        block = source.read(at, min(step, section.end - section.size % 24 - at))
+def _inside(address: int, within: Sequence[tuple[int, int]]) -> bool:
+    return any(begin <= address < end for begin, end in within)
+
+
+def _rela(source: Source, elf: Elf, section: Section, named: Mapping[int, int]) -> Iterator[Pointer]:
+    relative, symbolic = RELATIVE.get(elf.machine, set()), SYMBOLIC.get(elf.machine, set())
+    step, end = 24 * MANY, section.end - section.size % 24
+    for at in range(section.offset, end, step):
+        block = source.read(at, min(step, end - at))
         for i, (where, info, addend) in enumerate(struct.iter_unpack("<QQq", block)):
-            if info & 0xFFFFFFFF == kind:
+            kind, symbol = info & 0xFFFFFFFF, info >> 32
+            if kind in relative:
                 yield Pointer(where, addend, at + 24 * i + 16)
+            elif kind in symbolic and (symbol in named or not symbol):
+                yield Pointer(where, named.get(symbol, 0) + addend, None)
 
 
 def _relr(source: Source, elf: Elf, section: Section) -> Iterator[Pointer]:

@@ -19,7 +19,6 @@ from builder.slim.chips import Code
 from builder.slim.elf import SHF_EXECINSTR, SHT_PROGBITS, Section, Source, Unfit
 
 MAGIC = struct.pack("<I", 0xBA55ED50)
-WHOLE = MAGIC + struct.pack("<HH", 1, 16)
 REGISTERED = (".nv_fatbin", "__nv_relfatbin")
 """Sections of nothing but containers, which the CUDA runtime registers as a library is loaded."""
 KINDS = {1: "ptx", 2: "cubin", 8: "lto"}
@@ -109,16 +108,34 @@ def _scattered(source: Source, section: Section) -> Iterator[Container]:
 
 
 def _find(source: Source, at: int, end: int) -> int:
-    """The next container's magic, version and header size; `end` if there is none."""
+    """The next container; `end` if there is none. Raises Unfit("version") for one of another version."""
     step = Source.SMALL // 2  # the next container is mostly near
     while at < end:
-        size = min(step + len(WHOLE) - 1, end - at)
-        hit = source.read(at, size).find(WHOLE)
-        if hit >= 0:
-            return at + hit
+        size = min(step + len(MAGIC) - 1, end - at)
+        block = source.read(at, size)
+        hit = block.find(MAGIC)
+        while hit >= 0:
+            if _begins(source, at + hit, end):
+                return at + hit
+            hit = block.find(MAGIC, hit + 1)
         at += min(step, size)
         step = min(step * 4, WINDOW)
     return end
+
+
+def _begins(source: Source, at: int, end: int) -> bool:
+    """Whether the magic at `at` begins a container, and is not just a number among other data.
+
+    One of a version that is not known begins at a multiple of 8 as all do, with a header and a size that can be.
+    """
+    if at + 16 > end:
+        return False
+    version, header, size = struct.unpack("<4xHHQ", source.read(at, 16))
+    if (version, header) == (1, 16):
+        return True
+    if at % 8 or header not in range(16, 72, 8) or not 0 < size <= end - at - header:
+        return False
+    raise Unfit("version", f"a container of version {version}, header {header} bytes, at byte {at:,}; known: 1, 16 bytes")
 
 
 def _container(source: Source, section: Section, offset: int) -> Container:

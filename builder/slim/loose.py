@@ -3,16 +3,19 @@
 Rule: a frame that decompresses to a cubin for a chip that no target can run is zeroed where it stands; every other byte of
 the section stays. Nothing else says which of these a library would choose, so whatever a target could run is kept. Only
 frames are counted that are whole, begin at a multiple of 8 in a section whose name says data, and hold an ELF file for CUDA.
-Without a zstd decoder (Python 3.14's, backports.zstd or libzstd.so.1, which Debian's dpkg needs) they are left alone.
+They are read with libzstd.so.1, which Debian's dpkg needs too; without it a file that has such frames is not touched, so that
+the result is the same on every machine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from builder.errors import CapabilityError
 from builder.slim.chips import Code
 from builder.slim.elf import SHF_EXECINSTR, SHT_PROGBITS, Section, Source
 
@@ -38,12 +41,17 @@ Decoder = Callable[[bytes], "tuple[int, bytes] | None"]
 """The size of the frame that a block begins with and the first bytes that it holds; None if it is none."""
 
 
-def decoder() -> Decoder | None:
-    """libzstd by way of ctypes: the frame's size and a partial result are needed, and no Python binding gives the first."""
+def decoder() -> Decoder:
+    """libzstd by way of ctypes: the frame's size and a partial result are needed, and no Python binding gives the first.
+
+    Raises CapabilityError without it.
+    """
     try:
         zstd = ctypes.CDLL("libzstd.so.1")
-    except OSError:
-        return None
+    except OSError as exc:
+        raise CapabilityError(
+            "libzstd.so.1: not here; cubins outside containers are zstd frames", hint="install Debian's libzstd1"
+        ) from exc
     size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
     zstd.ZSTD_findFrameCompressedSize.restype, zstd.ZSTD_findFrameCompressedSize.argtypes = size_t, [pointer, size_t]
     zstd.ZSTD_createDStream.restype = pointer
@@ -73,9 +81,10 @@ def decoder() -> Decoder | None:
     return decode
 
 
-def cubins(source: Source, sections: tuple[Section, ...], taken: Sequence[tuple[int, int]], decode: Decoder) -> list[Loose]:
-    """All of them, in file order. taken: sorted ranges of the file that containers hold."""
+def cubins(source: Source, sections: tuple[Section, ...], taken: Sequence[tuple[int, int]]) -> list[Loose]:
+    """All of them, in file order. taken: sorted ranges of the file that containers hold. Raises CapabilityError as decoder."""
     found: list[Loose] = []
+    decode = functools.cache(decoder)
     for section in sections:
         if section.name in SECTIONS and section.kind == SHT_PROGBITS and not section.flags & SHF_EXECINSTR:
             at = section.offset
@@ -85,7 +94,7 @@ def cubins(source: Source, sections: tuple[Section, ...], taken: Sequence[tuple[
     return found
 
 
-def _between(source: Source, section: Section, at: int, end: int, decode: Decoder) -> Iterator[Loose]:
+def _between(source: Source, section: Section, at: int, end: int, decode: Callable[[], Decoder]) -> Iterator[Loose]:
     """The frames from `at` on that end before `end`."""
     while at < end:
         block = source.read(at, min(STEP, end - at))
@@ -102,12 +111,12 @@ def _between(source: Source, section: Section, at: int, end: int, decode: Decode
         at = begin + (one.size if one else 8)
 
 
-def _cubin(source: Source, section: Section, offset: int, end: int, decode: Decoder) -> Loose | None:
+def _cubin(source: Source, section: Section, offset: int, end: int, decode: Callable[[], Decoder]) -> Loose | None:
     """Frames are small; the block doubles until one is whole."""
     size = 1 << 20
     while True:
         size = min(size, end - offset)
-        held = decode(source.read(offset, size))
+        held = decode()(source.read(offset, size))
         if held or size >= min(MOST, end - offset):
             break
         size *= 4

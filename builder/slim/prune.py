@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import os
@@ -93,6 +94,9 @@ def prune(source: Path, target: Path | None, gpus: Sequence[Chip]) -> Pruned:
             plan = _plan(opened.source, whole, gpus)
             if plan.changes:
                 check(whole, size)  # a file that a loader would refuse is not ours to change
+                _apart(whole, plan)
+                reached = _reached(opened.source, whole, plan)
+                made, unmoved = _layout(opened.source, whole, plan)
         except Unfit as exc:
             return Pruned("left", size, size, reason=exc.reason, error=exc.error)
         found = _counted(plan, gpus)
@@ -104,12 +108,11 @@ def prune(source: Path, target: Path | None, gpus: Sequence[Chip]) -> Pruned:
             return Pruned(
                 "left", size, size, **{**found, "after": found["before"]}, reason=_nothing(plan, gpus), error="nothing-left"
             )
-        made, unmoved = _layout(opened.source, whole, plan)
         result = Pruned(
             "pruned", size, made.size, unmoved=unmoved, zeroed=made.zeros, kept=_digests(opened.source, plan), **found
         )
         if target:
-            _write(opened.source, made, target, result, plan, gpus)
+            _write(opened.source, made, target, _Wanted(result, reached, gpus))
         return result
 
 
@@ -126,9 +129,7 @@ class _Opened:
 
 def _plan(source: Source, whole: Elf, gpus: Sequence[Chip]) -> _Plan:
     found = fatbin.containers(source, whole.sections)
-    decode = loose.decoder()
-    taken = [(one.offset, one.end) for one in found]
-    bare = loose.cubins(source, whole.sections, taken, decode) if decode else []
+    bare = loose.cubins(source, whole.sections, [(one.offset, one.end) for one in found])
     held = []
     for container in found:
         kept = chips.keep([entry.code for entry in container.entries], gpus)
@@ -217,11 +218,59 @@ def _sha256(source: Source, offset: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _write(source: Source, made: Layout, target: Path, result: Pruned, plan: _Plan, gpus: Sequence[Chip]) -> None:
+@dataclass(frozen=True)
+class _Wanted:
+    """What the written file must be. reached: see _reached."""
+
+    result: Pruned
+    reached: dict[int, int]
+    gpus: Sequence[Chip]
+
+
+def _apart(whole: Elf, plan: _Plan) -> None:
+    """No other section has bytes in one that changes: they could be anything. Raises Unfit("header")."""
+    changing = {container.section.index: container.section for container, _ in plan.held}
+    changing |= {one.section.index: one.section for one in plan.dropped}
+    for one in changing.values():
+        for other in whole.sections:
+            if other.index != one.index and other.offset < one.end and one.offset < other.end and other.size:
+                raise Unfit("header", f"section {other.name} at byte {other.offset:,} and {one.name} share bytes")
+
+
+def _reached(source: Source, whole: Elf, plan: _Plan) -> dict[int, int]:
+    """The address of each word that the loader fills with the address of a container: the container's number.
+
+    Raises Unfit("pointer") where one leads into the middle of something that changes: whoever follows it would find zeros.
+    """
+    starts: dict[int, int] = {}
+    ranges: list[tuple[int, int]] = []
+    for number, (container, kept) in enumerate(plan.held):
+        if (address := whole.address(container.offset)) is not None:
+            starts[address] = number
+            if len(kept) < len(container.entries):
+                ranges.append((address, address + container.end - container.offset))
+    for one in plan.dropped:
+        if (address := whole.address(one.offset)) is not None:
+            ranges.append((address, address + one.size))
+    sections = {container.section for container, _ in plan.held} | {one.section for one in plan.dropped}
+    within = [(one.addr, one.addr + one.size) for one in sections if one.flags & elf.SHF_ALLOC]
+    ranges.sort()
+    found: dict[int, int] = {}
+    for pointer in elf.pointers(source, whole, within):
+        if pointer.target in starts:
+            found[pointer.at] = starts[pointer.target]
+            continue
+        at = bisect.bisect_right(ranges, (pointer.target, 1 << 64)) - 1
+        if at >= 0 and ranges[at][0] < pointer.target < ranges[at][1]:
+            raise Unfit("pointer", f"a pointer leads to {pointer.target:#x}, into the middle of what would change")
+    return found
+
+
+def _write(source: Source, made: Layout, target: Path, wanted: _Wanted) -> None:
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         made.write(source, descriptor)
-        _prove(source, made, Source(descriptor), result, gpus)
+        _prove(source, made, Source(descriptor), wanted)
         os.fsync(descriptor)
     except BaseException:
         target.unlink()
@@ -230,22 +279,24 @@ def _write(source: Source, made: Layout, target: Path, result: Pruned, plan: _Pl
         os.close(descriptor)
 
 
-def _prove(source: Source, made: Layout, written: Source, result: Pruned, gpus: Sequence[Chip]) -> None:
+def _prove(source: Source, made: Layout, written: Source, wanted: _Wanted) -> None:
     """Read the result again. Raises Mismatch."""
     try:
         whole = elf.read(written)
         check(whole, written.size)
-        plan = _plan(written, whole, gpus)
+        plan = _plan(written, whole, wanted.gpus)
+        reached = _reached(written, whole, plan)
     except Unfit as exc:
         raise Mismatch(f"the result cannot be read again: {exc.reason}") from exc
-    found = _counted(plan, gpus)
-    for name, value in (("GPU code", found["after"]), ("containers", found["containers"])):
-        if value != (result.after if name == "GPU code" else result.containers):
-            raise Mismatch(f"the result has other {name} than planned")
+    found = _counted(plan, wanted.gpus)
+    if found["after"] != wanted.result.after or found["containers"] != wanted.result.containers:
+        raise Mismatch("the result has other GPU code than planned")
     if plan.changes:
         raise Mismatch("the result could be pruned once more")
-    if _digests(written, plan) != result.kept:
+    if _digests(written, plan) != wanted.result.kept:
         raise Mismatch("a kept cubin has another sha256 than before")
+    if reached != wanted.reached:
+        raise Mismatch("a pointer leads to another container than before")
     made.compare(source, written)
 
 
@@ -254,6 +305,8 @@ def check(whole: Elf, size: int) -> None:
     loads = [s for s in whole.segments if s.kind == PT_LOAD]
     for number, one in enumerate(loads):
         after = loads[number + 1] if number + 1 < len(loads) else None
+        if one.align & (one.align - 1):
+            raise Unfit("header", f"a LOAD segment's alignment is {one.align:#x}, no power of two")
         if one.align > 1 and one.offset % one.align != one.vaddr % one.align:
             raise Unfit("header", f"a LOAD segment's offset {one.offset:#x} and address {one.vaddr:#x} disagree")
         if after and after.vaddr < one.vaddr + one.memsz:

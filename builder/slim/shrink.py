@@ -15,15 +15,27 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from builder.slim.elf import HEADER, PT_LOAD, PT_PHDR, SECTION, SEGMENT, SHF_ALLOC, Elf, Section, Segment, Source, pointers
+from builder.slim.elf import (
+    HEADER,
+    PT_LOAD,
+    PT_PHDR,
+    SECTION,
+    SEGMENT,
+    SHF_ALLOC,
+    SHT_SYMTAB,
+    Elf,
+    Section,
+    Segment,
+    Source,
+    pointers,
+    symbols,
+)
 from builder.slim.fatbin import Container
 from builder.slim.layout import Layout
 
 WRAPPER = 0x466243B1
 PAGE = 4096
-SHT_SYMTAB, SHT_DYNSYM, STT_SECTION = 2, 11, 3
-SYMBOL = struct.Struct("<IBBHQQ")
-SYMBOLS = 65_536  # at a time
+STT_SECTION = 3
 Held = Sequence["tuple[Container, Sequence[int]]"]
 """Containers, and the numbers of the entries that each keeps."""
 
@@ -128,13 +140,13 @@ def _load(elf: Elf, section: Section) -> Segment:
 def _pointers(source: Source, elf: Elf, section: Section, moved: dict[int, int]) -> Iterator[tuple[int, bytes]]:
     """The words to change: every pointer into the section is a wrapper's, to a container; every one that moves has one."""
     reached = set()
-    for pointer in pointers(source, elf):
-        if not section.addr <= pointer.target < section.addr + section.size:
-            continue
+    for pointer in pointers(source, elf, [(section.addr, section.addr + section.size)]):
+        if pointer.at < 0:
+            raise Unmovable("the loader knows a symbol in .nv_fatbin")
         wrapper = elf.place(pointer.at - 8)
         if pointer.target not in moved or wrapper is None:
             raise Unmovable("a pointer into .nv_fatbin is to no container")
-        if struct.unpack("<I", source.read(wrapper, 4))[0] != WRAPPER:
+        if pointer.field is None or struct.unpack("<I", source.read(wrapper, 4))[0] != WRAPPER:
             raise Unmovable("a pointer to a container is in no wrapper")
         reached.add(pointer.target)
         yield pointer.field, struct.pack("<Q", moved[pointer.target])
@@ -143,21 +155,13 @@ def _pointers(source: Source, elf: Elf, section: Section, moved: dict[int, int])
 
 
 def _symbols(source: Source, elf: Elf, section: Section, moved: dict[int, int]) -> Iterator[tuple[int, bytes]]:
-    """Names of containers in .symtab move along; a name that the loader resolves, or one inside a container, is too much."""
+    """Names of containers for debuggers move along; a name inside one is too much."""
     for table in elf.sections:
-        if table.kind not in (SHT_SYMTAB, SHT_DYNSYM):
-            continue
-        for at in range(table.offset, table.end - SYMBOL.size + 1, SYMBOL.size * SYMBOLS):
-            count = min(SYMBOLS, (table.end - at) // SYMBOL.size)
-            for number, (_, info, _, where, value, _) in enumerate(SYMBOL.iter_unpack(source.read(at, count * SYMBOL.size))):
-                if where != section.index:
-                    continue
-                if table.kind == SHT_DYNSYM:
-                    raise Unmovable("the loader knows a symbol in .nv_fatbin")
-                if info & 15 != STT_SECTION:
-                    if value not in moved:
-                        raise Unmovable("a symbol is inside .nv_fatbin")
-                    yield at + SYMBOL.size * number + 8, struct.pack("<Q", moved[value])
+        for one in symbols(source, table) if table.kind == SHT_SYMTAB else ():
+            if one.section == section.index and one.kind != STT_SECTION:
+                if one.value not in moved:
+                    raise Unmovable("a symbol is inside .nv_fatbin")
+                yield one.row + 8, struct.pack("<Q", moved[one.value])
 
 
 def _place(made: Layout, container: Container, kept: Sequence[int], place: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
+import pickle
 import struct
 import subprocess
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 from backports import zstd
 from elftools.elf.elffile import ELFFile
 
-from builder.errors import ConfigError
-from builder.slim import chips, layout, prune
+from builder.errors import CapabilityError, ConfigError
+from builder.slim import chips, elf, layout, prune, shrink
 from builder.slim.chips import Chip, Code
 from tests import fatbins
 from tests.fatbins import container, cubin, make, pointers, ptx
@@ -49,6 +51,7 @@ def parse(text: str) -> Code:
         ("8.9", "sm_80 sm_86 sm_87", "sm_86"),
         ("8.7", "sm_80 sm_86 sm_87", "sm_87"),
         ("8.7", "sm_80 compute_80", "compute_80"),
+        ("10.1", "sm_100 compute_100", "compute_100"),
         ("10.3", "sm_100 sm_100a sm_100f sm_103f", "sm_100 sm_103f"),
         ("12.1", "sm_120 sm_120f sm_121a", "sm_120 sm_120f sm_121a"),
         ("10.0", "compute_90a compute_80", "compute_80"),
@@ -150,9 +153,105 @@ def test_a_symbol_that_others_can_name_holds_the_containers_where_they_are(tmp_p
         at = ELFFile(file).get_section_by_name(".dynsym")["sh_offset"] + 24
         assert section["sh_size"]
     changed = bytearray(one)
-    struct.pack_into("<H", changed, at + 6, number)  # the first name of the loader's table is now in the section
+    struct.pack_into("<HQ", changed, at + 6, number, section["sh_addr"])  # the loader's first name is the first container
     path.write_bytes(changed)
     assert "the loader knows a symbol" in prune.prune(path, None, [H100]).unmoved
+
+
+@pytest.mark.parametrize(("section", "kind"), [(".nv_fatbin", 8), (".nv_fatbin", 1), (".cask_resource", 8)])
+def test_a_pointer_into_the_middle_of_what_would_change_leaves_the_file(tmp_path: Path, section: str, kind: int) -> None:
+    """Whoever follows it knows more of the bytes than we do. kind: R_X86_64_RELATIVE, or R_X86_64_64 without a symbol."""
+    path = make(tmp_path, "lib.so", [fat(seed) for seed in range(4)], section=section)
+    changed = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        rela = ELFFile(file).get_section_by_name(".rela.dyn")
+        begin = ELFFile(file).get_section_by_name(section)["sh_addr"]
+        rows = {row["r_addend"]: rela["sh_offset"] + 24 * i for i, row in enumerate(rela.iter_relocations())}
+    struct.pack_into("<QQ", changed, rows[begin] + 8, kind, begin + 16 + 64)
+    path.write_bytes(changed)
+    result = prune.prune(path, tmp_path / "out.so", [H100])
+    assert (result.status, result.error) == ("left", "pointer"), result
+    assert path.read_bytes() == changed
+    assert not (tmp_path / "out.so").exists()
+
+
+def test_a_pointer_of_another_kind_holds_the_containers_where_they_are(tmp_path: Path) -> None:
+    path = make(tmp_path, "lib.so", [fat(seed) for seed in range(4)])
+    changed = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        rela = ELFFile(file).get_section_by_name(".rela.dyn")
+        begin = ELFFile(file).get_section_by_name(".nv_fatbin")["sh_addr"]
+        row = next(rela["sh_offset"] + 24 * i for i, row in enumerate(rela.iter_relocations()) if row["r_addend"] == begin)
+    struct.pack_into("<Q", changed, row + 8, 1)  # R_X86_64_64 of no symbol: the addend all the same
+    path.write_bytes(changed)
+    result = prune.prune(path, tmp_path / "out.so", [H100])
+    assert "is in no wrapper" in result.unmoved
+    assert result.size_after == result.size_before
+
+
+@pytest.mark.parametrize("by", [64, 0])
+def test_a_pointer_that_does_not_follow_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: int) -> None:
+    path = make(tmp_path, "lib.so", [fat(seed) for seed in range(4)])
+    right = shrink._pointers
+
+    def wrong(*args):  # type: ignore[no-untyped-def]
+        found = list(right(*args))
+        return ((field, struct.pack("<Q", struct.unpack("<Q", word)[0] + by)) for field, word in found if by)
+
+    monkeypatch.setattr(shrink, "_pointers", wrong)
+    with pytest.raises(layout.Mismatch):
+        prune.prune(path, tmp_path / "out.so", [H100])
+
+
+def test_packed_relocations_that_mark_nothing_leave_the_file(tmp_path: Path) -> None:
+    path = make(tmp_path, "lib.so", [fat()], flags=("-Wl,-z,pack-relative-relocs",))
+    changed = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        struct.pack_into("<Q", changed, ELFFile(file).get_section_by_name(".relr.dyn")["sh_offset"], 1 << 40)
+    path.write_bytes(changed)
+    assert prune.prune(path, tmp_path / "out.so", [H100]).error == "relocation"
+
+
+def test_sections_that_share_bytes_leave_the_file(tmp_path: Path) -> None:
+    path = make(tmp_path, "lib.so", [fat(), fat(1)])
+    changed = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        read = ELFFile(file)
+        fatbin = read.get_section_by_name(".nv_fatbin")
+        number = next(i for i, one in enumerate(read.iter_sections()) if one.name == ".comment")
+        row = read["e_shoff"] + 64 * number
+        struct.pack_into("<QQ", changed, row + 24, fatbin["sh_offset"] + 64, 100)
+    path.write_bytes(changed)
+    result = prune.prune(path, tmp_path / "out.so", [H100])
+    assert (result.status, result.error) == ("left", "header")
+    assert "share bytes" in result.reason
+
+
+def test_a_fault_passes_from_process_to_process() -> None:
+    again = pickle.loads(pickle.dumps(elf.Unfit("version", "why")))
+    assert (again.error, again.reason) == ("version", "why")
+
+
+def test_another_version_outside_the_usual_section(tmp_path: Path) -> None:
+    later = container(fat(), version=2)
+    for number, blobs in enumerate(([later], [container(fat()), later])):
+        path = make(tmp_path, f"{number}.so", blobs, section=".cask_resource")
+        result = prune.prune(path, tmp_path / "out.so", [H100])
+        assert (result.status, result.error) == ("left", "version"), number
+    path = make(tmp_path, "no.so", [later[:4] + b"\0\0\0\0" + later[8:], container(fat())], section=".cask_resource")
+    assert prune.prune(path, None, [H100]).status == "pruned"  # four bytes that are no container
+
+
+def test_without_libzstd_nothing_is_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path, "lib.so", [zstd.compress(cubin("sm_80"))], section=".ldata")
+
+    def none(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", none)
+    with pytest.raises(CapabilityError, match="libzstd"):
+        prune.prune(path, tmp_path / "out.so", [H100])
+    assert prune.prune(make(tmp_path, "other.so", [fat()]), None, [H100]).status == "pruned"  # which has none
 
 
 def test_on_aarch64(tmp_path: Path) -> None:
