@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from builder import units
+from builder.format import secret
 
 MIN_CHUNK, MAX_CHUNK = 8 << 20, 64 << 20
 
@@ -393,4 +394,4 @@ class Spec(Section):
         return self
 
 
-SECRET_LOOK = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9]{20,})\b")
+SECRET_LOOK = secret.LOOK

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from builder.errors import BuilderError, IntegrityError
+from builder.format import secret
 from builder.format.manifest import RESERVED, safe_path
 
 FORMAT = 1
@@ -63,20 +64,28 @@ class Fingerprint:
         return self.key[:KEY_CHARS]
 
     def differences(self, here: Fingerprint) -> list[str]:
-        """Each field in which the cache (self) is not for the stack `here`, with both values.
+        """Each field in which the cache (self) is not for the stack `here`, with both values but no secret.
 
         >>> Fingerprint({"driver": "570.1", "x": "1"}).differences(Fingerprint({"driver": "580.2", "x": "1"}))
         ['driver: captured with 570.1, here 580.2']
         """
         names = sorted({*self.fields, *here.fields})
         pairs = [(name, self.fields.get(name, ""), here.fields.get(name, "")) for name in names]
-        return [f"{name}: captured with {was or 'none'}, here {now or 'none'}" for name, was, now in pairs if was != now]
+        return [_difference(name, was, now) for name, was, now in pairs if was != now]
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "fields": dict(self.fields), "about": dict(self.about), "files": self.files}
 
     def to_bytes(self) -> bytes:
         return canonical(self.to_json())
+
+
+def _difference(name: str, was: str, now: str) -> str:
+    """A cache may be older than the rules of what is hidden when it is captured, so they are applied again."""
+    before, after = (" ".join(secret.hidden(value.split(" "))) for value in (was, now))
+    if secret.is_name(name) or before == after:
+        return f"{name}: captured with another value, that is not shown"
+    return f"{name}: captured with {before or 'none'}, here {after or 'none'}"
 
 
 def canonical(value: object) -> bytes:

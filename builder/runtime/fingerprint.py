@@ -6,12 +6,15 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Sequence
+import shlex
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.format.compiled import Fingerprint
+from builder.format import secret
+from builder.format.compiled import Fingerprint, canonical
+from builder.runtime.settings import environment
 
 if TYPE_CHECKING:
     from builder.runtime import gpu
@@ -31,7 +34,7 @@ WHEELS = {
 _ISA = re.compile(
     r"(avx|amx|sse|fma|bmi|aes|vaes|pclmul|vpclmul|sha|f16c|popcnt|abm|lzcnt|movbe|adx|gfni|sve|neon|asimd|fp16|bf16|i8mm)"
 )
-_SECRET = re.compile(r"(token|password|passwd|secret|credential|api[-_]?key|access[-_]?key)", re.IGNORECASE)
+COMPILER_TIMEOUT_S = 10
 
 
 def here(settings: Settings, name: str, model: str, found: gpu.Found | None) -> Fingerprint:
@@ -42,16 +45,17 @@ def here(settings: Settings, name: str, model: str, found: gpu.Found | None) -> 
         "cuda": settings.cuda,
         "driver": f"{found.release or 'unknown'} (CUDA {found.cuda})" if found and found.cuda else "",
         "engine": " ".join([settings.engine, *versions(settings.engine)]),
-        "engine_args": hidden(settings.engine_args),
+        "engine_args": arguments(settings),
         "gpu": ", ".join(f"{device.name} ({device.capability})" for device in devices),
         "lock": settings.lock,
         "model": model,
         "python": platform.python_version(),
         "root": str(settings.compile_cache_root or ""),
+        "system": system(settings.compile_env.get("CC", "")),
     }
     if not devices:  # Inductor's C++ is compiled for a number of threads: torch 2.13.0, FxGraphHashDetails
         fields["cpus"] = str(len(os.sched_getaffinity(0)))
-    environ = {f"env.{variable}": value for variable, value in settings.compile_env.items()}
+    environ = {f"env.{variable}": secret.masked(value) for variable, value in settings.compile_env.items()}
     return Fingerprint(fields | environ, {"name": name, "uid": str(os.getuid())})
 
 
@@ -82,16 +86,36 @@ def versions(engine: str) -> list[str]:
     return found
 
 
-def hidden(args: Sequence[str]) -> str:
-    """The arguments in one line, without the values of those that say secret.
+def arguments(settings: Settings) -> str:
+    """The engine's arguments in one line, without secrets. Of a command only a digest: any word of it may be one."""
+    args = secret.hidden(settings.engine_args)
+    return f"sha256:{hashlib.sha256(canonical(args)).hexdigest()}" if settings.engine == "command" and args else " ".join(args)
 
-    >>> hidden(["--hf-token", "abc", "--tp", "2", "--password=x"])
-    '--hf-token *** --tp 2 --password=***'
+
+def system(cc: str) -> str:
+    """The distribution, the C library and the C compiler: what compiled libraries are linked with, and by.
+
+    cc: the command in $CC; without one gcc, or clang, as Triton does.
     """
-    out, hide = [], False
-    for arg in args:
-        name, equals, _ = arg.partition("=")
-        secret = arg.startswith("-") and bool(_SECRET.search(name))
-        out.append("***" if hide else f"{name}=***" if secret and equals else arg)
-        hide = secret and not equals
-    return " ".join(out)
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    names = [release.get("ID", ""), release.get("VERSION_ID", ""), *platform.libc_ver(), compiler(cc)]
+    return " ".join(name for name in names if name)
+
+
+def compiler(cc: str) -> str:
+    """The first line of `$CC --version`, or of the first compiler that is there; "" for none."""
+    for command in [cc] if cc else ["gcc", "clang"]:
+        try:
+            asked = [*shlex.split(command), "--version"]
+            env = environment({"LC_ALL": "C"})
+            said = subprocess.run(
+                asked, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILER_TIMEOUT_S, check=False
+            )
+        except (OSError, ValueError, subprocess.SubprocessError):
+            continue
+        if lines := said.stdout.decode(errors="replace").splitlines():
+            return lines[0].strip()
+    return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from builder.errors import ConfigError
+from builder.format import secret
 from builder.format.manifest import NAME, is_digest
 from builder.format.volume import MODELS_ROOT
 
@@ -27,7 +28,7 @@ COMPILE_CACHE_DIR = "/opt/builder/compile-cache"
 ENGINES = ("llama.cpp", "transformers", "vllm", "sglang", "tensorrt-llm", "onnxruntime", "triton", "command")
 # Read by the CUDA driver and by container runtimes; reported beside the phases, because they change how long a start takes.
 # What engines, compilers and their libraries read: a captured compile cache is for the same values of these. Where something
-# lies, what is logged, and what differs from pod to pod is not among them. NAMED are read whatever they begin with.
+# lies, what is logged, a secret, and what differs from pod to pod is not among them. NAMED are read whatever they begin with.
 COMPILED_BY = (
     "VLLM_",
     "SGLANG_",
@@ -40,11 +41,29 @@ COMPILED_BY = (
     "CUDA_",
     "NVCC_",
     "CUDNN_",
+    "ATEN_",
+    "TLLM_",
+    "TRTLLM_",
+    "NUMBA_",
+    "CUTE_DSL_",
+    "QUACK_",
+    "TVM_FFI_",
 )
-NAMED = ("HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CC", "CXX", "CFLAGS", "CXXFLAGS")
+NAMED = (
+    "NVIDIA_TF32_OVERRIDE",
+    "HOME",
+    "XDG_CACHE_HOME",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CC",
+    "CXX",
+    "CFLAGS",
+    "CXXFLAGS",
+)
 PASSING = re.compile(
-    r"LOG|USAGE_STATS|DO_NOT_TRACK|_PORT|_HOST|_IP$|VISIBLE_DEVICES|TOKEN|SECRET|PASSWORD|CREDENTIAL|API_KEY|ACCESS_KEY|SIDE_CHANNEL"
-    r"|_UUID|_REQUIRE_"
+    r"_LOG(S|GING|GER|LEVEL|DEST|INFO|ERR|WARN)?(_|$)|_(PORT|HOST|HOSTNAME|ADDR|IP)(_|$)|(?<!_PER)_RANK(_LOCAL)?$|_TRACE$"
+    r"|USAGE_STATS|DO_NOT_TRACK|VISIBLE_DEVICES|SIDE_CHANNEL|_UUID|_REQUIRE_|_RPC_BASE_PATH|PROFILER_DIR|INSTANCE_ID|_RUN_ID"
+    r"|TORCHELASTIC_"
 )
 REPORTED = (
     "CUDA_MODULE_LOADING",
@@ -276,7 +295,7 @@ def _cuda(text: str) -> str:
 
 
 def _compiles(name: str) -> bool:
-    return name in NAMED or (name.startswith(COMPILED_BY) and not PASSING.search(name))
+    return name in NAMED or (name.startswith(COMPILED_BY) and not PASSING.search(name) and not secret.is_name(name))
 
 
 def _leading(env: Mapping[str, str], root: str) -> dict[str, str]:
