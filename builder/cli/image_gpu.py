@@ -21,17 +21,21 @@ def _code(found: GpuCode, top: int) -> list[str]:
     chips = [[printable(name), format_size(before), format_size(after)] for name, before, after in found.chips]
     rows = [
         [printable(one.name), printable(one.package), format_size(one.code_before), format_size(one.code_after), remark]
-        for one in found.libraries[:top]
+        for one in found.coded[:top]
         for remark in [printable(one.remark)]
     ]
     head = (
         f"GPU code for {', '.join(map(printable, found.gpus))}, profile {printable(found.profile)}: "
-        f"{format_size(found.after)} of {format_size(found.before)} in {count(len(found.libraries), 'file')} kept"
+        f"{format_size(found.after)} of {format_size(found.before)} in {count(len(found.coded), 'file')} kept"
     )
-    told = [head, *(runs(gpu, missing, len(found.libraries)) for gpu, missing in found.runs_on.items())]
+    told = [head, *(runs(gpu, missing, len(found.coded)) for gpu, missing in found.runs_on.items())]
     if found.jit:
         names = ", ".join(printable(one.name) for one in found.jit)
         told.append(f"PTX that the driver compiles at the first use, into CUDA_CACHE_PATH, in every new container: {names}")
+    told += [f"not understood, and left whole: {printable(one.name)}: {printable(one.reason)}" for one in found.unread[:top]]
+    if len(found.unread) > top:
+        told.append(f"not understood, and left whole: {count(len(found.unread) - top, 'more file')}")
+    told += [f"not proven: {', '.join(map(printable, names))}: {printable(note)}" for note, names in found.notes.items()]
     return [
         "\n".join(told),
         table([["chip", "code before", "after"], *chips], right=(1, 2)),

@@ -199,6 +199,8 @@ def _notes(report: Report) -> str:
         for note in one.notes:
             said.setdefault(note.replace(one.path.rpartition("/")[2], "it"), []).append(one.path)
     notes += [f"{_names(paths)}: {note}" for note, paths in said.items()]
+    if not report.dry_run and any(one.size_after < one.size_before for one in report.files):
+        notes.append("strip and objcopy can break a library that became shorter: use them before this, never after")
     licence = [one for one in report.left if one.status == "licence"]
     if licence:
         saved = sum(sum(one.before.values()) - sum((one.pruned.after or {}).values()) for one in licence if one.pruned)

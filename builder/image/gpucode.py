@@ -13,9 +13,10 @@ from builder.units import format_size
 
 @dataclass(frozen=True, slots=True)
 class GpuLibrary:
-    """One file with GPU code. before, after: bytes of code by chip, "sm_90" or for PTX "compute_90".
+    """One file with GPU code. before, after: bytes of code by chip, "sm_90" or for PTX "compute_90"; {} if not understood.
 
     status: "pruned", "nothing-to-drop", or for the `reason` "left" or, by its licence, "licence".
+    error: the reason as a word, such as "container".  notes: what the proofs could not prove, a sentence each.
     zeroed: bytes of it that are zeros now, because they could not be cut out.
     jit: PTX that the driver compiles for a chip of the image, because there is no other code for it.
     runs_on: chips of the image that have code here.
@@ -33,6 +34,8 @@ class GpuLibrary:
     zeroed: int
     jit: tuple[str, ...]
     runs_on: tuple[str, ...]
+    error: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -56,7 +59,7 @@ class GpuLibrary:
 
     def to_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"jit": list(self.jit), "runs_on": list(self.runs_on)}
+        return plain | {"jit": list(self.jit), "runs_on": list(self.runs_on), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,28 @@ class GpuCode:
         return [one for one in self.libraries if one.jit]
 
     @property
+    def coded(self) -> list[GpuLibrary]:
+        """Libraries of which it is known what code they hold."""
+        return [one for one in self.libraries if one.before]
+
+    @property
+    def unread(self) -> list[GpuLibrary]:
+        """Libraries that were not understood, and left whole: they may hold code for any chip."""
+        return [one for one in self.libraries if not one.before]
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What could not be proven, to the libraries of which it could not."""
+        found: dict[str, list[str]] = {}
+        for one in self.libraries:
+            for note in one.notes:
+                found.setdefault(note.replace(one.name, "it"), []).append(one.name)
+        return found
+
+    @property
     def runs_on(self) -> dict[str, tuple[str, ...]]:
         """Chip to the libraries that have no code for it; none: all of them run."""
-        return {gpu: tuple(one.name for one in self.libraries if gpu not in one.runs_on) for gpu in self.gpus}
+        return {gpu: tuple(one.name for one in self.coded if gpu not in one.runs_on) for gpu in self.gpus}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -164,6 +186,8 @@ def _library(layer: str, row: dict[str, Any]) -> GpuLibrary:
         zeroed=int(row["zeroed"]),
         jit=tuple(map(str, row["jit"])),
         runs_on=tuple(map(str, row["runs_on"])),
+        error=str(row.get("error", "")),
+        notes=tuple(map(str, row.get("notes", ()))),
     )
 
 

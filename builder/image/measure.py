@@ -141,7 +141,14 @@ def _gpu_code(found: GpuCode | None) -> GpuCode | None:
     if found is None:
         return None
     rows = [
-        replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC), reason=public_line(one.reason, PUBLIC))
+        replace(
+            one,
+            path=hide(one.path, PUBLIC),
+            package=hide(one.package, PUBLIC),
+            reason=public_line(one.reason, PUBLIC),
+            error=public_line(one.error, PUBLIC),
+            notes=tuple(public_line(note, PUBLIC) for note in one.notes),
+        )
         for one in found.libraries
     ]
     stubs = [replace(one, path=hide(one.path, PUBLIC), package=hide(one.package, PUBLIC)) for one in found.stubs]

@@ -4,8 +4,9 @@
     all   modifies everything; the result is for those who made it, not for others
 
 A file is judged by its own name first: wheels with a free licence carry copies of NVIDIA's libraries (libcupti in triton,
-libnvjpeg in torchvision). Then by its package's row below, then by the licence that the package's METADATA states. What says
-nothing is left alone. docs/slim.md prints this table; `where` is the file in which the fact was read.
+libnvjpeg in torchvision). One that is named as theirs are and stands in no free row is taken for such a copy. Then by its
+package's row below, then by the licence that the package's METADATA states. What says nothing is left alone. docs/slim.md
+prints this table; `where` is the file in which the fact was read.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ TABLE = (
         "nvidia-cuda-cupti 13.0.85",
     ),
     _cuda("NVSHMEM", "nvidia-nvshmem", "libnvshmem*.so* nvshmem_*.so*", "nvidia-nvshmem-cu13 3.4.5"),
+    _cuda("nvFatbin", "nvidia-nvfatbin", "libnvfatbin*.so*", "nvidia-nvfatbin 13.5.37"),
+    Row(  # before the row with libnvjpeg*
+        "nvJPEG2000", ("nvidia-nvjpeg2k", "nvidia-nvjpeg2k-*"), ("libnvjpeg2k*.so*",), "NVIDIA Proprietary Software",
+        "License in METADATA", False, "nvidia-nvjpeg2k-cu13 0.11.0.51",
+    ),
     _cuda("other CUDA parts", "nvidia-cuda", "libnvjpeg*.so* libnpp*.so* libcuda-* libcuda.so*", "nvidia-cuda-nvcc 13.5.37"),
     Row(
         "cuDNN", ("nvidia-cudnn", "nvidia-cudnn-cu*"), ("libcudnn*.so*",), "NVIDIA SDK licence, cuDNN",
@@ -83,12 +89,35 @@ TABLE = (
         "License.txt in the wheel is Apache-2.0, a classifier in its METADATA says proprietary", False, "nvidia-nvtx 13.0.85",
     ),
     Row(
+        "cuTENSOR", ("cutensor", "cutensor-cu*"), ("libcutensor.so*", "libcutensor-*.so*", "libcutensorMg*.so*"),
+        "NVIDIA Proprietary Software", "License in METADATA", False, "cutensor-cu13 2.8.1",
+    ),
+    Row(
+        "nvCOMP", ("nvidia-nvcomp-*", "nvidia-libnvcomp-*"), ("libnvcomp*.so*",), "NVIDIA SDK licence", "License in METADATA",
+        False, "nvidia-nvcomp-cu13 6.0.0.12",
+    ),
+    Row(
+        "nvTIFF", ("nvidia-nvtiff", "nvidia-nvtiff-*"), ("libnvtiff*.so*",), "NVIDIA Proprietary Software",
+        "License in METADATA", False, "nvidia-nvtiff-cu13 0.8.0.82",
+    ),
+    Row(
+        "cuDSS", ("nvidia-cudss", "nvidia-cudss-*"), ("libcudss*.so*",), "not read", "nobody has read it yet", False,
+    ),
+    Row(
         "TensorRT", ("tensorrt", "tensorrt-*"), ("libnvinfer*.so*", "libnvonnxparser*.so*"), "not read",
         "nobody has read it yet", False,
     ),
     Row(
         "cuDNN frontend", ("nvidia-cudnn-frontend",), (), "Apache-2.0 AND MIT", "License in METADATA", True,
         "nvidia-cudnn-frontend 1.32.0",
+    ),
+    Row(
+        "nvImageCodec", ("nvidia-nvimgcodec-*",), ("libnvimgcodec*.so*",), "Apache-2.0", "License in METADATA", True,
+        "nvidia-nvimgcodec-cu13 0.9.0.20",
+    ),
+    Row(
+        "cuML, cuGraph", ("libcuml-*", "libcugraph-*"), ("libcuml*.so", "libcugraph*.so"), "Apache-2.0",
+        "LICENSE in rapidsai/cuml and rapidsai/cugraph", True,
     ),
     Row(
         "NCCL extensions", ("nccl-extensions", "nccl4py"), ("libnccl_ep.so*", "libnccl_m2n.so*"), "Apache-2.0",
@@ -128,6 +157,12 @@ TABLE = (
         "llama.cpp", ("llama-cpp-python",), ("libggml-cuda.so*",), "MIT",
         "LICENSE in ggml-org/llama.cpp and abetlen/llama-cpp-python", True,
     ),
+)  # fmt: skip
+
+# In a package of somebody else, such a file is taken for a copy of NVIDIA's, unless a free row has its name.
+THEIRS = Row(
+    "unlisted copies in other packages", (), ("libcu*", "libnv*"), "unknown",
+    "named as NVIDIA's libraries are, in a package that is not theirs", False,
 )  # fmt: skip
 
 # The licences that allow to modify and to pass on, without asking for source code: SPDX names, and the words METADATA uses.
@@ -173,16 +208,22 @@ def decide(profile: str, file: str, package: str = "", metadata: str = "") -> De
 
 def _row(file: str, package: str) -> Row | None:
     """A closed row by the file's name, else any row by the package, else any row by the file's name."""
-    by_name = [row for row in TABLE if any(fnmatch.fnmatchcase(file, pattern) for pattern in row.files)]
-    by_package = [row for row in TABLE if any(fnmatch.fnmatchcase(package, pattern) for pattern in row.packages)]
+    by_name = [row for row in TABLE if _any(file, row.files)]
+    by_package = [row for row in TABLE if _any(package, row.packages)]
     for row in by_name:
         if not row.free:
             return row
+    if not by_name and package and not package.startswith("nvidia-") and _any(file, THEIRS.files):
+        return next((row for row in by_package if not row.free), THEIRS)
     # The longest pattern is the closest: nvidia-cudnn-frontend is not nvidia-cudnn, nor nvidia-cuda-nvrtc nvidia-cuda.
     by_package.sort(key=lambda row: max(len(p.rstrip("*")) for p in row.packages if fnmatch.fnmatchcase(package, p)))
     if by_package:
         return by_package[-1]
     return by_name[0] if by_name and not package else None
+
+
+def _any(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _stated(metadata: str) -> str:
@@ -226,7 +267,7 @@ def page() -> str:
         "| library | files besides the package's | licence | read in | profile oss | profile all |",
         "|---|---|---|---|---|---|",
     ]
-    for row in TABLE:
+    for row in (*TABLE, THEIRS):
         files = ", ".join(f"`{one}`" for one in row.files) or "none"
         read = row.where + (f"; {row.wheel}" if row.wheel else "")
         lines.append(f"| {row.title} | {files} | {row.licence} | {read} | {'modifies' if row.free else 'leaves'} | modifies |")

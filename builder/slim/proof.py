@@ -22,6 +22,7 @@ from builder.slim import elf, fatbin
 LIMIT_S = 300.0  # cuobjdump takes 9 s for the largest library of torch 2.13, on one core
 LISTED = re.compile(r"^(?:ELF|PTX) file +\d+: .*?\.(sm_\d+[af]?)\.(?:cubin|ptx) *$", re.M)
 EMPTY = ("No ELF file found", "No PTX file found", "does not contain device code")
+FILE = "\0"  # stands for the file's path in what was said of it: two files are compared by the rest
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1], mode=int(sys.argv[2]))"
 
 
@@ -53,9 +54,9 @@ def lists(new: Path, old: Path, cuobjdump: Path) -> tuple[str, str]:
     for kind, option in (("cubin", "--list-elf"), ("ptx", "--list-ptx")):
         found, refusal = _list(new, cuobjdump, option)
         if refusal:
-            if _list(old, cuobjdump, option)[1].replace(old.name, new.name) == refusal:
-                return "", f"cuobjdump cannot read it, nor the original: {refusal.replace(new.name, old.name)}"
-            return f"cuobjdump {option}: {refusal}", ""
+            if _list(old, cuobjdump, option)[1] == refusal:
+                return "", f"cuobjdump cannot read it, nor the original: {refusal.replace(FILE, old.name)}"
+            return f"cuobjdump {option}: {refusal.replace(FILE, old.name)}", ""
         fault = _differ(_codes(new, kind), found)
         if fault:
             return f"cuobjdump {option} lists {fault}", ""
@@ -63,7 +64,7 @@ def lists(new: Path, old: Path, cuobjdump: Path) -> tuple[str, str]:
 
 
 def _list(path: Path, cuobjdump: Path, option: str) -> tuple[Counter[str], str]:
-    """(chips listed, why it refuses)."""
+    """(chips listed, why it refuses, with FILE for `path`)."""
     command = [str(cuobjdump), "--all-fatbin", option, str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, errors="replace")
@@ -71,7 +72,7 @@ def _list(path: Path, cuobjdump: Path, option: str) -> tuple[Counter[str], str]:
         return Counter(), f"no end within {LIMIT_S:.0f} s"
     said = done.stdout + done.stderr
     if done.returncode and not any(text in said for text in EMPTY):
-        return Counter(), f"exit code {done.returncode}: {done.stderr.strip()[-300:]}".replace(str(path), path.name)
+        return Counter(), f"exit code {done.returncode}: {done.stderr.strip().replace(str(path), FILE)[-300:]}"
     return Counter(LISTED.findall(done.stdout)), ""
 
 
@@ -114,16 +115,16 @@ def loads(new: Path, old: Path) -> tuple[str, str]:
         if not after:
             continue
         before = _load(old, mode)
-        if before.replace(old.name, new.name) != after:
+        if before != after:
             name = {os.RTLD_LAZY: "RTLD_LAZY", os.RTLD_NOW: "RTLD_NOW"}[mode]
             was = f"the original: {before}" if before else "the original loads"
-            return f"dlopen with {name}: {after.replace(new.name, old.name)}; {was}", ""
-        note = note or f"does not load here, nor did the original: {before}"
+            return f"dlopen with {name}: {after}; {was}".replace(FILE, old.name), ""
+        note = note or f"does not load here, nor did the original: {before}".replace(FILE, old.name)
     return "", note
 
 
 def _load(path: Path, mode: int) -> str:
-    """Why a process that loads `path` fails; "" if it does not."""
+    """Why a process that loads `path` fails, with FILE for it; "" if it does not."""
     command = [sys.executable, "-S", "-c", LOAD, str(path.absolute()), str(mode)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, errors="replace")
@@ -133,5 +134,5 @@ def _load(path: Path, mode: int) -> str:
         return ""
     if done.returncode < 0:
         return f"ended by signal {-done.returncode}"
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1].replace(str(path.absolute()), path.name)
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1].replace(str(path.absolute()), FILE)
     return last.removeprefix("OSError: ")

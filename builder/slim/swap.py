@@ -20,7 +20,8 @@ from pathlib import Path
 from builder.errors import CapabilityError
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.slim-[0-9a-f]{8}")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""EBADF: NFS, which locks only what is open for writing (flock(2))."""
 
 
 def beside(path: Path) -> Path:
@@ -73,12 +74,18 @@ def put(new: Path, names: Iterable[Path], old: os.stat_result) -> None:
 
 
 def _like(new: Path, path: Path, old: os.stat_result) -> None:
-    """The owner first: a change of owner takes away capabilities and the set-user-ID bit."""
+    """The owner first: a change of owner takes away capabilities and the set-user-ID bit.
+
+    What the new file has from its folder, such as the rights of a default ACL, goes.
+    """
     made = new.stat()
     if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
         os.chown(new, old.st_uid, old.st_gid)
-    for name, value in _attributes(path).items():
-        if _attributes(new).get(name) != value:
+    wanted, given = _attributes(path), _attributes(new)
+    for name in given.keys() - wanted.keys():
+        os.removexattr(new, name)
+    for name, value in wanted.items():
+        if given.get(name) != value:
             os.setxattr(new, name, value)
     new.chmod(old.st_mode & 0o7777)
     os.utime(new, ns=(old.st_atime_ns, old.st_mtime_ns))
@@ -106,7 +113,10 @@ def sweep(leftovers: list[Path]) -> None:
 
     Where that run had begun to rename a file with several names, the rest is renamed: they are one file again.
     """
-    figures = {path: path.lstat() for path in leftovers}
+    figures = {}
+    for path in leftovers:
+        with contextlib.suppress(FileNotFoundError):  # of another run, which is done with it
+            figures[path] = path.lstat()
     waiting = Counter(one.st_ino for one in figures.values())
     for path, part in figures.items():
         found = LEFTOVER.fullmatch(path.name)

@@ -32,6 +32,7 @@ WRONG_USE = {"not-elf", "class", "byte-order", "machine", "nothing-left"}
 REPORT = "the file is as it was; report its package and version, and what is said above"
 Progress = Callable[[str, int, int], None]
 FULL = (errno.ENOSPC, errno.EDQUOT)
+STOPS = (*FULL, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. packed_before, packed_after: see Item."""
+    """What came of a job. packed_before, packed_after: see Item.  stops: the next file would only meet the same fault."""
 
     pruned: Pruned | None = None
     packed_before: int = 0
     packed_after: int = 0
     notes: tuple[str, ...] = ()
     fault: Fault | None = None
-
-    @property
-    def stops(self) -> bool:
-        """Whether it is of the machine, so that the next file would only meet the same."""
-        return bool(self.fault and self.fault.kind == CapabilityError.code)
+    stops: bool = False
 
 
 def slim(
@@ -163,7 +160,7 @@ def _together(jobs: list[Job], order: list[int], workers: int) -> Iterator[tuple
 
 def _ended(job: Job) -> Outcome:
     message = f"{job.found.shown}: a process was ended that read it or another file, perhaps for want of memory"
-    return Outcome(fault=Fault(CapabilityError.code, message, "run the same again with fewer --workers"))
+    return Outcome(fault=Fault(CapabilityError.code, message, "run the same again with fewer --workers"), stops=True)
 
 
 def _begin(parent: int) -> None:
@@ -186,11 +183,17 @@ def work(job: Job) -> Outcome:
     except Mismatch as exc:
         return Outcome(fault=Fault("claim", f"{shown}: read again, the pruned copy is wrong: {exc}", REPORT))
     except OSError as exc:
-        if exc.errno in FULL:
-            message = f"{shown}: no space beside it for the pruned copy: {exc.strerror}"
-            return Outcome(fault=Fault(CapabilityError.code, message, "free some, then run the same again: it goes on"))
-        message = f"{shown}: cannot be read or replaced: {exc.strerror}"
-        return Outcome(fault=Fault(CapabilityError.code, message, "write permission for its folder is needed"))
+        return Outcome(fault=_unwritable(shown, exc), stops=exc.errno in STOPS)
+
+
+def _unwritable(shown: str, exc: OSError) -> Fault:
+    if exc.errno in FULL:
+        message = f"{shown}: no space beside it for the pruned copy: {exc.strerror}"
+        return Fault(CapabilityError.code, message, "free some, then run the same again: it goes on")
+    message = f"{shown}: cannot be read or replaced: {exc.strerror}"
+    if exc.errno == errno.ENAMETOOLONG:
+        return Fault(CapabilityError.code, message, "its copy is written beside it, under a name that is 15 bytes longer")
+    return Fault(CapabilityError.code, message, "read permission for it, and write permission for its folder, are needed")
 
 
 def _look(job: Job) -> Outcome:

@@ -80,18 +80,21 @@ def _files(real: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for folder, _, names in os.walk(real, onerror=_unreadable):
         for name in names:
             path = Path(folder, name)
-            entry = path.lstat()
+            try:
+                entry = path.lstat()
+            except FileNotFoundError:  # it went while the folder was read
+                continue
             plain = stat.S_ISREG(entry.st_mode) and entry.st_size >= LEAST_BYTES
             if plain and not swap.LEFTOVER.fullmatch(name) and _elf(path):
                 yield path, entry
 
 
 def _elf(path: Path) -> bool:
-    """Without permission to read it, it is taken for one: the report then says so."""
+    """What cannot be read is taken for one: the report then says so."""
     try:
         with path.open("rb") as file:
             return file.read(4) == b"\x7fELF"
-    except PermissionError:
+    except OSError:
         return True
 
 
@@ -112,4 +115,7 @@ def _leftovers(real: Path) -> Iterator[Path]:
 def _left(path: Path) -> str:
     """The name of the file that `path` is a leftover of; "" if it is none."""
     found = swap.LEFTOVER.fullmatch(path.name)
-    return found["name"] if found and stat.S_ISREG(path.lstat().st_mode) else ""
+    try:
+        return found["name"] if found and stat.S_ISREG(path.lstat().st_mode) else ""
+    except FileNotFoundError:  # of another run, which is done with it
+        return ""

@@ -20,8 +20,10 @@ CAUSE = "GPU code for other chips"
 STUBS = "libraries with a stub in their place"
 TOLD = (
     *("path", "package", "licence", "decision", "status", "reason", "size_before", "size_after", "zeroed"),
-    *("before", "after", "jit", "runs_on"),
+    *("error", "before", "after", "jit", "runs_on", "notes"),
 )
+ELSEWHERE = ("class", "byte-order", "machine")  # of another machine: no library of this image
+SHOWN = 20
 
 
 def prune(files, layer: str, out: Path) -> None:
@@ -40,10 +42,23 @@ def prune(files, layer: str, out: Path) -> None:
         rows = slim(files, settings) if settings["gpus"] else []
     except BuilderError as exc:
         sys.exit(f"prune: {exc.message}" + (f"\nhint: {exc.hint}" if exc.hint else ""))
-    told = [{key: row[key] for key in TOLD} for row in rows if row.get("before")]
+    told = [tell(row) for row in rows if row["before"] or (row["status"] == "left" and row["error"] not in ELSEWHERE)]
+    say([f"prune: {row['path']}: left as it was: {row['reason']}" for row in told if row["status"] == "left"])
     if told or replaced:
         record = {"layer": layer, **settings, "libraries": told, "stubs": replaced}
         (folder / f"{layer}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def tell(row: dict) -> dict:
+    """What the record keeps. before, after: {} where the file was not understood, so that nobody knows what is in it."""
+    found = {key: row[key] for key in TOLD}
+    return found | {key: found[key] or {} for key in ("before", "after")}
+
+
+def say(lines: list[str]) -> None:
+    """To the build's log."""
+    more = [f"prune: {len(lines) - SHOWN} more are in the record"] if len(lines) > SHOWN else []
+    sys.stderr.writelines(f"{line}\n" for line in lines[:SHOWN] + more)
 
 
 def put_stubs(files, names: list[str]) -> list[dict]:

@@ -51,6 +51,17 @@ JIT = ROW | {
 }
 
 
+UNREAD = ROW | {
+    "path": "/opt/venv/lib/odd.so",
+    "status": "left",
+    "reason": ".nv_fatbin: a container at byte 4,096 is of version 9",
+    "error": "version",
+    "before": {},
+    "after": {},
+    "runs_on": [],
+    "notes": [],
+}
+NOTED = ROW | {"path": "/opt/venv/lib/_C.so", "notes": ["does not load here, nor did the original: libcuda.so.1: no such file"]}
 STUB = {
     "path": "/opt/venv/lib/libcufft.so.12",
     "package": "nvidia-cufft",
@@ -116,6 +127,23 @@ def test_people_programs_and_the_page_are_told_the_same(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_what_was_not_understood_or_not_proven_is_told_and_counts_as_neither(tmp_path: Path) -> None:
+    path = image(tmp_path / "i.tar", {"opt/builder/slim/x.json": record("x", ROW, UNREAD, NOTED, gpus=("9.0",))})
+    page = tmp_path / "page.html"
+    arguments = ["report", str(path), "--html", str(page)]
+    said = CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+    assert "9.0: 2 of 2 have code for it\n" in said
+    assert "in 2 files kept" in said
+    assert "not understood, and left whole: odd.so: .nv_fatbin: a container at byte 4,096 is of version 9\n" in said
+    assert "not proven: _C.so: does not load here, nor did the original: libcuda.so.1: no such file" in said
+    text = page.read_text()
+    assert ".nv_fatbin: a container at byte 4,096 is of version 9" in text
+    assert "Not proven of _C.so: does not load here" in text
+    told = json.loads(CliRunner().invoke(command, ["report", str(path), "--format", "json"], catch_exceptions=False).stdout)
+    [odd] = [one for one in told["gpu_code"]["libraries"] if one["error"] == "version"]
+    assert (odd["status"], odd["before"], odd["notes"]) == ("left", {}, [])
+
+
 def test_stubs_are_told_also_where_nothing_was_pruned(tmp_path: Path) -> None:
     path = image(tmp_path / "i.tar", {"opt/builder/slim/fft.json": record("fft", gpus=(), stubs=(STUB,))})
     page = tmp_path / "page.html"
@@ -158,10 +186,11 @@ def test_a_record_of_another_form_is_named(body: bytes, tmp_path: Path) -> None:
         report(image(tmp_path / "i.tar", {"opt/builder/slim/x.json": body}), "r/m:1")
 
 
-@pytest.mark.parametrize("key", ["path", "package", "reason"])
+@pytest.mark.parametrize("key", ["path", "package", "reason", "error", "notes"])
 def test_a_secret_in_a_record_is_not_shown(key: str, tmp_path: Path) -> None:
     secret = SECRETS["Hugging Face token"][0].decode()
-    body = record("x", ROW | {key: f"/opt/{secret}/lib.so", "status": "left"})
+    value = f"/opt/{secret}/lib.so"
+    body = record("x", ROW | {key: [value] if key == "notes" else value, "status": "left"})
     found = report(image(tmp_path / "i.tar", {"opt/builder/slim/x.json": body}), "r/m:1")
     assert found.gpu_code
     assert secret not in json.dumps(found.to_json())

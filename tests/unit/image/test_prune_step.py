@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,52 @@ def test_a_library_without_code_for_the_chips_stays_whole_and_the_record_says_wh
     assert "9.0" in one.reason
     assert found.runs_on == {"9.0": ("only.so",)}
     assert len(stage.kept("only.so").read_bytes()) <= len(body)
+
+
+def test_a_library_that_is_not_understood_is_in_the_record_and_in_the_log(stage: Stage) -> None:
+    stage.install("free", FREE, "odd.so", "good.so")
+    path = stage.site / "free/odd.so"
+    body = bytearray(path.read_bytes())
+    body[body.index(fatbins.MAGIC.to_bytes(4, "little")) + 4] = 9  # the container's version
+    path.write_bytes(body)
+    other = Path(shutil.copy(path, stage.site / "free/other.bin"))
+    with other.open("r+b") as file:
+        file.seek(18)
+        file.write(b"\xf3\x00")  # RISC-V: nothing that this image runs
+    done = stage.run()
+    assert done.returncode == 0, done.stderr
+    found = stage.record()
+    assert found
+    assert [one.name for one in found.coded] == ["good.so"]
+    assert [(x.name, x.error) for x in found.unread] == [("odd.so", "version")]
+    [one] = found.unread
+    assert (one.name, one.status, one.package) == ("odd.so", "left", "free")
+    assert one.error in ("container", "version")
+    assert "version" in one.reason
+    assert done.stderr == f"prune: {path}: left as it was: {one.reason}\n"
+
+
+def test_what_could_not_be_proven_is_in_the_record(stage: Stage) -> None:
+    stage.cuobjdump('case "$*" in *--version) ;; *) echo "Invalid ELF" >&2; exit 1 ;; esac')
+    stage.install("free", FREE, "a.so")
+    assert stage.run().returncode == 0
+    found = stage.record()
+    assert found
+    assert found.notes == {"cuobjdump cannot read it, nor the original: exit code 1: Invalid ELF": ["a.so"]}
+
+
+def test_a_log_names_few_and_counts_the_rest(stage: Stage) -> None:
+    stage.install("free", FREE, "only.so", chips=("sm_100",))
+    body = bytearray((stage.site / "free/only.so").read_bytes())
+    at = body.index(fatbins.cubin("sm_100", 60_000)) + 50_000
+    for number in range(21):
+        body[at] = number  # else they become one file
+        (stage.site / f"free/{number}.so").write_bytes(body)
+    done = stage.run()
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "prune: 2 more are in the record"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder.slim.licences import TABLE, decide, permissive
+from builder.slim.licences import CUDA, TABLE, decide, permissive
 
 CLOSED = [
     ("libcublasLt.so.13", "nvidia-cublas"),
@@ -25,6 +25,14 @@ CLOSED = [
     ("libcupti.so.12", "triton"),
     ("libnvjpeg.36e11081.so.13", "torchvision"),
     ("libcudart-c64a25f3.so.12.3.101", "pynvvideocodec"),
+    ("libcudss.so.0", "torch"),
+    ("libnvfatbin.so.13", "torch"),
+    ("libcutensor.so.2", "cupy-cuda13x"),
+    ("libnvcomp.so.4", "cupy-cuda13x"),
+    ("libnvjpeg2k.so.0", "cupy-cuda13x"),
+    # named as theirs are, in no row
+    ("libcunew.so.1", "torch"),
+    ("libnvnew-1234abcd.so.1", "vllm"),
 ]
 FREE = [
     ("libtorch_cuda.so", "torch"),
@@ -36,6 +44,9 @@ FREE = [
     ("_compiled_module.so", "nvidia-cudnn-frontend"),
     ("libnccl_ep.so", "nccl-extensions"),
     ("libggml-cuda.so.0", ""),
+    ("_ext.so", "cupy-cuda13x"),
+    ("libcuml++.so", "libcuml-cu13"),
+    ("libnvimgcodec.so.0", "nvidia-nvimgcodec-cu13"),
 ]
 
 
@@ -81,6 +92,19 @@ def test_an_unknown_package_is_judged_by_its_metadata(lines: tuple[str, ...], fr
     assert found.modify is free
     assert licence in (None, found.licence)
     assert decide("all", "libx.so", "x", metadata(*lines)).modify
+
+
+def test_a_library_named_as_nvidias_in_a_free_package_is_left_whatever_the_package_states() -> None:
+    found = decide("oss", "libcunew.so.1", "x", metadata("License-Expression: MIT"))
+    assert not found.modify
+    assert found.reason == "profile oss: unknown (named as NVIDIA's libraries are, in a package that is not theirs)"
+    # in a package of theirs, METADATA has the word
+    assert decide("oss", "libcunew.so.1", "nvidia-new", metadata("License-Expression: Apache-2.0")).modify
+
+
+def test_the_rows_say_the_licence_of_the_library_itself() -> None:
+    assert decide("oss", "libnvjpeg2k.so.0", "x").where == "License in METADATA"
+    assert decide("oss", "libnvjpeg.so.13", "x").licence == CUDA
 
 
 def test_what_belongs_to_no_package_is_left() -> None:

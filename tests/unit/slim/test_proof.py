@@ -122,6 +122,26 @@ def test_a_library_that_only_binds_late_is_told_from_one_that_loads(tmp_path: Pa
     assert proof.loads(whole, late) == ("", "")
 
 
+def test_a_name_that_is_a_part_of_the_message_is_no_fault(tmp_path: Path) -> None:
+    """The loader takes no executable; one named x: every x in what it says of the original is not that name."""
+    source = "int main(void) { return 0; }"
+    subprocess.run(["gcc", "-pie", "-x", "c", "-", "-o", tmp_path / "x"], input=source, text=True, check=True)
+    new = Path(shutil.copy(tmp_path / "x", tmp_path / ".x.slim-0123abcd"))
+    fault, note = proof.loads(new, tmp_path / "x")
+    assert fault == ""
+    assert note.startswith("does not load here, nor did the original: x: cannot dynamically load ")
+    assert note.endswith(" executable")
+
+
+def test_refusals_are_compared_without_the_names_of_the_files(library: Path, tmp_path: Path) -> None:
+    path = library.rename(library.with_name("e"))
+    far = "x" * 290  # so long that of a longer path less would be shown
+    program = cuobjdump(tmp_path, "", fails=f'echo "Invalid ELF in $3 {far}" >&2; exit 1')
+    report = tree.slim([path], H100, "all", cuobjdump=program)
+    assert report.failure() is None
+    assert report.files[0].notes[0].endswith(f" e {far}")
+
+
 def test_a_dependency_that_is_not_here_is_a_note_when_the_original_lacks_it_too(tmp_path: Path) -> None:
     build(tmp_path, "libabsent.so.1", "int g(void) { return 1; }", "-Wl,-soname,libabsent.so.1")
     old = build(tmp_path, "old.so", "extern int g(void); int f(void) { return g(); }", str(tmp_path / "libabsent.so.1"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +115,24 @@ def test_owner_mode_attributes_and_times_stay(site: Path) -> None:
     assert os.getxattr(path, "user.note") == b"kept\0"
 
 
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """As Linux stores one: version 2, then tag, permissions and id of each."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one) for one in entries)
+
+
+def test_what_the_folder_gives_new_files_is_not_taken_on(site: Path) -> None:
+    nobody = 0xFFFFFFFF
+    default = acl((1, 7, nobody), (2, 7, 12345), (4, 5, nobody), (16, 7, nobody), (32, 5, nobody))
+    os.setxattr(site, "system.posix_acl_default", default)
+    (site / "new").touch()
+    assert "system.posix_acl_access" in os.listxattr(site / "new")
+    before = (site / "a.so").stat()
+    assert os.listxattr(site / "a.so") == []
+    assert slim(site / "a.so").files[0].status == "pruned"
+    assert os.listxattr(site / "a.so") == []
+    assert (site / "a.so").stat().st_mode == before.st_mode
+
+
 def test_hard_links_stay_links_and_are_pruned_once(site: Path) -> None:
     os.link(site / "a.so", site / "deep/same.so")
     report = slim(site)
@@ -203,6 +225,67 @@ def test_a_named_file_that_cannot_be_pruned_is_an_error_after_the_others(
     assert statuses(report) == {"a.so": "pruned", "b.so": "pruned", "bad.so": "left", "c.so": "pruned"}
     assert slim(site).failure() is None  # found on the way, it is only reported
     assert picture(site)["bad.so"] == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_name_that_cannot_be_longer_is_that_files_fault_only(site: Path, made: Path, workers: int) -> None:
+    long = site / ("0" * 247 + ".so")
+    with long.open("wb") as file:  # the largest, and so the first
+        file.write(made.read_bytes() + bytes(100_000))
+    before = picture(site)[long.name]
+    report = slim(site, workers=workers)
+    assert statuses(report) == {long.name: "failed", "a.so": "pruned", "b.so": "pruned", "c.so": "pruned"}
+    failure = report.failure()
+    assert isinstance(failure, CapabilityError)
+    assert "File name too long" in failure.message
+    assert "15 bytes longer" in failure.hint
+    assert picture(site)[long.name] == before
+
+
+@pytest.fixture
+def somebody(made: Path) -> Iterator[Path]:
+    """A folder with three libraries, for a user that is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        for file in ("a.so", "b.so", "c.so"):
+            shutil.copy(made, Path(name, file))
+        if os.geteuid():
+            yield Path(name)
+            return
+        for path in (name, *Path(name).iterdir()):
+            os.chown(path, 65534, -1)
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_one_file_that_cannot_be_read_does_not_end_the_run(somebody: Path, dry_run: bool) -> None:
+    with (somebody / "a.so").open("ab") as file:
+        file.write(bytes(100_000))  # the largest, and so the first
+    (somebody / "a.so").chmod(0)
+    report = slim(somebody, dry_run=dry_run)
+    assert statuses(report) == {"a.so": "failed", "b.so": "pruned", "c.so": "pruned"}
+    failure = report.failure()
+    assert isinstance(failure, CapabilityError)
+    assert failure.message == f"{somebody / 'a.so'}: cannot be read or replaced: Permission denied"
+    assert sorted(path.name for path in somebody.iterdir()) == ["a.so", "b.so", "c.so"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_every_file_would_meet_ends_the_run(site: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full disk itself is in tests/integration/slim."""
+    before = picture(site)
+
+    def refuse(source: Path, target: Path | None, gpus: tuple[Chip, ...]) -> object:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(tree, "prune", refuse)
+    report = slim(site)
+    assert sorted(statuses(report).values()) == ["failed", "left", "left"]
+    assert isinstance(report.failure(), CapabilityError)
+    assert picture(site) == before
 
 
 def test_a_library_without_code_for_the_chips_is_left_whole(site: Path) -> None:
@@ -362,6 +445,20 @@ def test_a_second_run_keeps_away_from_a_file_in_work(site: Path) -> None:
     assert isinstance(failure, CapabilityError)
     assert "another run" in failure.message
     assert picture(site) == before
+
+
+def test_a_file_system_that_locks_no_file_open_for_reading_is_one_without_locks(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does; there is none here."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert operation == fcntl.LOCK_EX | fcntl.LOCK_NB
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert slim(site / "a.so").files[0].status == "pruned"
 
 
 def test_a_file_that_changed_meanwhile_is_not_replaced(site: Path) -> None:
