@@ -273,19 +273,26 @@ def render_image(loaded: Loaded, manifest: str) -> str:
     from builder.image import context, stubs
     from builder.image.dockerfile import dockerfile
 
-    baked, lock = baked_cache(loaded), context.read_lock(loaded.folder, loaded.spec)
+    baked, lock = baked_cache(loaded, manifest), context.read_lock(loaded.folder, loaded.spec)
     stubs.require(loaded.spec.image, lock)
     return dockerfile(loaded.spec, lock, manifest=manifest, cache_key=baked.key if baked else "")
 
 
-def baked_cache(loaded: Loaded) -> Baked | None:
-    """The compile cache that image.compile_cache names, every byte of it checked; None where it names none."""
-    from builder.image.context import Baked
+def baked_cache(loaded: Loaded, manifest: str = "") -> Baked | None:
+    """The compile cache that image.compile_cache names, every byte of it checked; None where it names none.
+
+    Raises ConfigError if no start of this image would use it: nothing of it compiles, or the cache is of other wheels, another
+    engine, root or model.
+    """
+    from builder.image import caches
+    from builder.image.context import Baked, read_lock
+    from builder.image.dockerfile import lock_digest
     from builder.transfer import compiled
 
     if loaded.spec.image.compile_cache is None:
         return None
     found = compiled.load(loaded.path_of(loaded.spec.image.compile_cache))
+    caches.refuse_other(loaded.spec.image, found.fingerprint, lock_digest(read_lock(loaded.folder, loaded.spec)), manifest)
     compiled.verify(found)
     return Baked(found.folder, found.fingerprint.key)
 
@@ -339,7 +346,7 @@ def build_image(
         link, archive = backend.capabilities.copy_link, private / "image.tar"
         made = context.write(
             private / "context", loaded.spec, lock,
-            manifest=manifest, wheelhouse=given.wheelhouse, baked=baked_cache(loaded), link=link,
+            manifest=manifest, wheelhouse=given.wheelhouse, baked=baked_cache(loaded, manifest), link=link,
         )  # fmt: skip
         text = (made.folder / "Dockerfile").read_text()
         lint.require_clean(lint.lint(text, path=f"{loaded.path} (rendered)", gpu_archs=image.gpu_archs))

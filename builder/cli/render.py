@@ -33,7 +33,7 @@ def command(session: Session, file: Path | None, out: Path | None, check: Path |
         session.show({"dockerfile": text}, text.removesuffix("\n"))
         return
     pins = context.read_lock(loaded.folder, loaded.spec)
-    wheels, baked = machine.wheelhouse(loaded), pipeline.baked_cache(loaded)
+    wheels, baked = machine.wheelhouse(loaded), pipeline.baked_cache(loaded, manifest)
     made = context.write(out, loaded.spec, pins, manifest=manifest, wheelhouse=wheels, baked=baked)
     session.show(made.to_json(), f"{out}: {len(made.files)} files, sha256:{made.digest}")
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.config.spec import Image
-from builder.format.compiled import ROOT
+from builder.errors import ConfigError
+from builder.format.compiled import ROOT, Fingerprint
 
 CUDA_CACHE_BYTES = 4 << 30
 """What the driver keeps of PTX that it compiled, at most; past it the oldest go. This is the most that it takes; its default is
@@ -73,3 +74,25 @@ def environment(image: Image) -> dict[str, str]:
         return {}
     more = {"CUDA_CACHE_MAXSIZE": str(CUDA_CACHE_BYTES)} if gpu else {}
     return {"BUILDER_COMPILE_CACHE_ROOT": ROOT, **mine, **more}
+
+
+def refuse_other(image: Image, cache: Fingerprint, lock: str, manifest: str) -> None:
+    """Raises ConfigError if no start of this image would use the captured cache. lock, manifest: digests; manifest may be "".
+
+    A cache captured with the engine `command` is not compared by engine: any image's engine may be started so.
+    """
+    if not environment(image):
+        raise ConfigError(
+            f"image.compile_cache: {image.engine.name} with cuda: {image.cuda} compiles nothing",
+            hint="remove image.compile_cache",
+        )
+    engine = cache.fields.get("engine", "").partition(" ")[0]
+    here = {"lock": lock, "root": ROOT, "engine": engine if engine == "command" else image.engine.name}
+    if manifest:
+        here["model"] = f"sha256:{manifest.removeprefix('sha256:')}"
+    wrong = Fingerprint({name: engine if name == "engine" else cache.fields.get(name, "") for name in here}).differences(
+        Fingerprint(here)
+    )
+    if wrong:
+        hint = "capture one from this image's server: builder cache capture"
+        raise ConfigError(f"image.compile_cache: for another image: {'; '.join(wrong)}", hint=hint)

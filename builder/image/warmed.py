@@ -31,7 +31,7 @@ def take(container: str, folder: Path) -> Warmed:
     """
     found = _inspect(container)
     environ = dict(pair.partition("=")[::2] for pair in found["Config"].get("Env") or [])
-    root = environ.get(VARIABLE, "")
+    root = environ.get(VARIABLE, "").rstrip("/")
     if not root.startswith("/"):
         raise ConfigError(
             f"{container}: its image sets no {VARIABLE}", hint="build the image again with this builder, and warm that"

@@ -10,10 +10,12 @@ vector instructions alone; a file from another CPU can end the process with SIGI
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 STEP = "compile-cache"
 FETCHED = ".builder/fetched"
+LOCK = ".builder/lock"
+FOREIGN = ".builder/foreign-"
 SHOWN = 6
 
 
@@ -39,7 +43,8 @@ class Installed:
 
     result: hit; kept (what an earlier start of this stack left in the root); differs (what is there is for another stack);
     none (nothing is there); off.  key: of this stack.
-    files, bytes: put into the root.  before: paths in the root when the engine starts.  reason: one sentence, for differs.
+    files, bytes: put into the root.  before: size and time of each file in the root when the engine starts, by path.
+    reason: one sentence, for differs.
     env: variables for the engine, where the root cannot be written; root is then the folder that they lead to.
     """
 
@@ -50,7 +55,7 @@ class Installed:
     bytes: int = 0
     reason: str = ""
     origin: str = ""
-    before: frozenset[str] = field(default_factory=frozenset, repr=False)
+    before: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +65,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Fresh:
-    """What was compiled after `before`. folders: files by the engine's folder in the root."""
+    """What was compiled after `before`, new or in the place of another. folders: files by the engine's folder in the root."""
 
     files: int
     bytes: int
@@ -75,10 +80,16 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
     """The captured cache for this stack in the cache root, where there is one.
 
     Raises IntegrityError for a damaged artifact; CapabilityError, with BUILDER_COMPILE_CACHE=require, if none is for this stack
-    or the root cannot be written; RemoteError, with it, if the store is silent. Else those are told, and the start goes on.
+    or the root cannot be written, or the image has none; RemoteError, with it, if the store is silent.
+    Else those are told, and the start goes on.
     """
     root, must = settings.compile_cache_root, settings.compile_cache == "require"
-    if root is None or settings.compile_cache == "off":
+    if settings.compile_cache == "off":
+        return Installed()
+    if root is None:
+        if must:
+            hint = "set BUILDER_COMPILE_CACHE=use, or build an image whose engine compiles"
+            raise CapabilityError("BUILDER_COMPILE_CACHE=require, but BUILDER_COMPILE_CACHE_ROOT is not set", hint=hint)
         return Installed()
     if closed := unwritable(root):
         return _elsewhere(settings, mine, closed)
@@ -91,14 +102,9 @@ def install(settings: Settings, mine: Fingerprint) -> Installed:
         if must:
             raise
         got = _Got(None, exc.message)
-    if must and (got.reason or not (got.artifact or got.kept)):
-        raise CapabilityError(
-            f"BUILDER_COMPILE_CACHE=require, but {got.reason or f'no captured cache is here: {_places(settings)}'}",
-            hint="capture one on this stack: builder cache capture; or set BUILDER_COMPILE_CACHE=use to start without",
-        )
     if got.reason:
         log(STEP, f"{got.reason}; the engine compiles" if got.artifact is None else got.reason)
-    before = frozenset(compiled.counted(root))
+    before = {name: _stamp(path) for name, path in compiled.counted(root).items()}
     if got.artifact is None:
         result = "differs" if got.reason else "kept" if got.kept else "none"
         return Installed(root, result, mine.key, reason=got.reason, before=before)
@@ -111,7 +117,9 @@ def unwritable(root: Path) -> str:
     """Why the engine could not write to the root, or to a folder in it that another user left; "" if it can."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for at, _, _ in os.walk(root):
+        for at, folders, _ in compiled.walk(root):
+            if at == str((root / IN_ROOT).parent):
+                folders.clear()  # what is put aside there may be another user's
             if not os.access(at, os.W_OK | os.X_OK):
                 flags = os.statvfs(at).f_flag
                 return f"{at}: " + ("read-only file system" if flags & os.ST_RDONLY else f"not writable by user {os.getuid()}")
@@ -125,7 +133,12 @@ def _elsewhere(settings: Settings, mine: Fingerprint, closed: str) -> Installed:
     if settings.compile_cache == "require":
         hint = "mount a writable volume there (fsGroup 0, or emptyDir)"
         raise CapabilityError(f"BUILDER_COMPILE_CACHE=require, but the cache root cannot be written: {closed}", hint=hint)
-    folder, root = Path(tempfile.mkdtemp(prefix="builder-compiled-")), str(settings.compile_cache_root)
+    try:
+        folder, root = Path(tempfile.mkdtemp(prefix="builder-compiled-")), str(settings.compile_cache_root)
+    except OSError as exc:
+        reason = f"the cache root cannot be written: {closed}; and no temporary folder can be made: {exc.strerror}"
+        log(STEP, reason)
+        return Installed(None, "differs", mine.key, reason=reason)
     reason = f"the cache root cannot be written: {closed}; the engine compiles to {folder}"
     log(STEP, reason)
     env = {name: f"{folder}{value[len(root) :]}" for name, value in settings.compile_paths.items()}
@@ -133,15 +146,24 @@ def _elsewhere(settings: Settings, mine: Fingerprint, closed: str) -> Installed:
 
 
 def fresh(installed: Installed) -> Fresh | None:
-    """What lies in the cache root now, and did not when the engine started; None where no root is set."""
+    """What is in the cache root now, and was not, or not so, when the engine started; None where there is none to read.
+
+    A log that grew is no compiled work: FlashInfer writes its own there.
+    """
     if installed.root is None:
         return None
-    new = {name: path for name, path in compiled.counted(installed.root).items() if name not in installed.before}
+    try:
+        now = compiled.counted(installed.root)
+    except BuilderError as exc:
+        log(STEP, exc.message)
+        return None
+    was = installed.before
+    new = {n: p for n, p in now.items() if n not in was or (_stamp(p) != was[n] and not n.endswith(".log"))}
     folders: dict[str, int] = {}
     for name in sorted(new):
         top = name.split("/")[0]
         folders[top] = folders.get(top, 0) + 1
-    return Fresh(len(new), sum(_size(path) for path in new.values()), folders)
+    return Fresh(len(new), sum(_stamp(path)[0] for path in new.values()), folders)
 
 
 class _Got(NamedTuple):
@@ -157,30 +179,83 @@ class _Got(NamedTuple):
 
 
 def _place(settings: Settings, mine: Fingerprint, root: Path) -> _Got:
-    """The fingerprint in the root, and the captured cache that is for it."""
-    (left, kept), fetched = _left(root, mine), root / FETCHED
-    (root / IN_ROOT).parent.mkdir(parents=True, exist_ok=True)
-    write_synced(root / IN_ROOT, mine.to_bytes())
-    got = _find(settings, mine, fetched)
-    if got.artifact:
-        compiled.unpack(got.artifact, root)
-        shutil.rmtree(fetched, ignore_errors=True)  # else it takes its space twice
-    return got._replace(reason=left or ("" if kept else got.reason), kept=kept)
+    """The fingerprint in the root, and the captured cache that is for it; nothing else's files.
+
+    Raises CapabilityError if there must be one and is none; the root is then as it was, so the next start finds the same.
+    """
+    compiled.make_folder(root, (root / IN_ROOT).parent)
+    with _alone(root):
+        theirs, fetched = _left(root), root / FETCHED
+        left = _refusal(str(root), theirs, mine) if theirs else ""
+        kept = bool(theirs and not left and compiled.counted(root))
+        got = _find(settings, mine, fetched)
+        got = got._replace(reason=left or ("" if kept else got.reason), kept=kept)
+        if settings.compile_cache == "require" and (got.reason or not (got.artifact or kept)):
+            raise CapabilityError(
+                f"BUILDER_COMPILE_CACHE=require, but {got.reason or f'no captured cache is here: {_places(settings)}'}",
+                hint="capture one on this stack: builder cache capture; or set BUILDER_COMPILE_CACHE=use to start without",
+            )
+        if theirs and left:
+            _swap(root, theirs, mine)
+        _write(root, mine)
+        if got.artifact:
+            compiled.unpack(got.artifact, root)
+            shutil.rmtree(fetched, ignore_errors=True)  # else it takes its space twice
+        return got
 
 
-def _left(root: Path, mine: Fingerprint) -> tuple[str, bool]:
-    """Why what an earlier start left in the root (a volume that outlives it) is not for this stack, or ""; whether it is."""
+def _left(root: Path) -> Fingerprint | None:
+    """Of what an earlier start left in the root, a volume that outlives it."""
     try:
-        theirs = compiled.captured_fingerprint(root)
+        return compiled.captured_fingerprint(root)
     except BuilderError:  # an empty root, or one that nobody can vouch for: the engine's own keys decide
-        return "", False
-    reason = _refusal(str(root), theirs, mine)
-    return reason, not reason and bool(compiled.counted(root))
+        return None
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One start at a time in a root that pods share; the kernel drops the lock of one that dies."""
+    fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o664)
+    try:
+        with contextlib.suppress(OSError):  # another user's; or a file system without locks
+            os.fchmod(fd, 0o664)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _swap(root: Path, theirs: Fingerprint, mine: Fingerprint) -> None:
+    """Another stack's files out of the engine's way, and back what was put aside when this stack was the other one."""
+    away, back = (root / f"{FOREIGN}{stack.short}" for stack in (theirs, mine))
+    compiled.make_folder(root, away)
+    _move(root, away)
+    if back.is_dir():
+        _move(back, root)
+        back.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in list(source.iterdir()):
+        if path.name in ((source / IN_ROOT).parent.name, compiled.LOST):
+            continue
+        if (target / path.name).is_dir() and not (target / path.name).is_symlink():
+            shutil.rmtree(target / path.name)  # of a start that was killed here
+        path.rename(target / path.name)
+
+
+def _write(root: Path, mine: Fingerprint) -> None:
+    """The fingerprint, whole at any moment: others may read it."""
+    handle, name = tempfile.mkstemp(dir=(root / IN_ROOT).parent, prefix=".tmp-")
+    os.close(handle)
+    write_synced(Path(name), mine.to_bytes())
+    Path(name).replace(root / IN_ROOT)
 
 
 def _find(settings: Settings, mine: Fingerprint, fetched: Path) -> _Got:
     folder, reason = settings.compile_cache_dir, ""
-    if (folder / FINGERPRINT).exists():
+    if os.path.lexists(folder / FINGERPRINT):
         artifact = compiled.load(folder)
         reason = _refusal(str(folder), artifact.fingerprint, mine)
         if not reason:
@@ -241,8 +316,10 @@ def _places(settings: Settings) -> str:
     return ", ".join([str(settings.compile_cache_dir), *filter(None, [settings.compile_cache_store])])
 
 
-def _size(path: Path) -> int:
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns; zeros for a file that vanished."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

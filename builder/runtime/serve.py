@@ -189,7 +189,7 @@ class Serve:
         """A captured compile cache where the engine looks, if one is for this stack. Raises BuilderError if one must be."""
         self._enter("compile cache")
         settings, start = self.settings, time.time()
-        if settings.compile_cache_root is None or settings.compile_cache == "off":
+        if settings.compile_cache == "off" or (settings.compile_cache_root is None and settings.compile_cache != "require"):
             return
         chosen = settings.named(found.manifest.name)
         mine = fingerprint.here(chosen, found.manifest.name, found.digest, driver)
@@ -201,8 +201,11 @@ class Serve:
         done = self.state.captured
         new = self.state.fresh = await _in_thread(lambda: compiled.fresh(done))
         if new and new.files:
-            should = ", though the captured cache is for this stack" if done.result == "hit" else ""
-            log(compiled.STEP, f"compiled {new}{should}")
+            should = {
+                "hit": ", though the captured cache is for this stack",
+                "kept": ", though this stack has started here before",
+            }
+            log(compiled.STEP, f"compiled {new}{should.get(done.result, '')}")
 
     async def _start(self, found: Found) -> Child:
         """The engine, healthy; or ended, which the caller sees. Raises BuilderError if it stays silent too long."""

@@ -299,6 +299,7 @@ def _compiles(name: str) -> bool:
 
 
 def _leading(env: Mapping[str, str], root: str) -> dict[str, str]:
+    root = root.rstrip("/")
     found = {name: value for name, value in env.items() if root and value.startswith(f"{root}/")}
     return {name: value for name, value in found.items() if not name.startswith("BUILDER_")}
 

@@ -8,6 +8,7 @@ artifact. ninja (FlashInfer, torch extensions, TVM FFI) compares times of output
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import io
@@ -16,12 +17,14 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from builder.errors import ConfigError, IntegrityError
+from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
 from builder.format.compiled import (
+    ALL,
     CAPTURE_AGAIN,
     FILES,
     FINGERPRINT,
@@ -42,6 +45,7 @@ SOURCE = "compile-cache"  # what the manifest names as its source, whatever fold
 WINDOW = 1 << 20
 NINJA = ".ninja_log"
 LEFT_OUT = ("*.lock", "*.lck", "*.pid", "*.tmp", "*.tmp.*", "tmp.*", ".tmp*", "*.partial", ".nfs*", "*.safetensors", "*.gguf")
+LOST = "lost+found"  # root's own, in the root of an ext file system
 TEMPORARY_FOLDERS = ("tmp", "locks", RESERVED)
 
 
@@ -64,22 +68,53 @@ class Artifact:
 
 
 def counted(root: Path) -> dict[str, Path]:
-    """Every file below `root` that is compiled work, by its path with "/". One that vanishes meanwhile is not there."""
+    """Every file below `root` that is compiled work, by its path with "/". One that vanishes meanwhile is not there.
+
+    Raises CapabilityError for a folder that this user may not read.
+    """
     found: dict[str, Path] = {}
-    for at, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in TEMPORARY_FOLDERS and not _left_out(name)]
-        for name in names:
-            path = Path(at, name)
-            if not _left_out(name) and _regular(path):
-                found[path.relative_to(root).as_posix()] = path
+    with readable(root):
+        for at, folders, names in walk(root):
+            folders[:] = [name for name in folders if name not in TEMPORARY_FOLDERS and not _left_out(name)]
+            for name in names:
+                path = Path(at, name)
+                if not _left_out(name) and _regular(path):
+                    found[path.relative_to(root).as_posix()] = path
     return found
+
+
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk without the root's lost+found. Raises OSError for a folder that cannot be read, not for one that vanished."""
+
+    def failed(exc: OSError) -> None:
+        if not isinstance(exc, FileNotFoundError):
+            raise exc
+
+    for at, folders, names in os.walk(root, onerror=failed):
+        if Path(at) == root and LOST in folders:
+            folders.remove(LOST)
+        yield at, folders, names
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """OSError inside, but a file that is not there, becomes CapabilityError for missing permission; BuilderError otherwise."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as exc:
+        what, where = f"{exc.filename or path}: {exc.strerror or exc}", {"file": str(exc.filename or path)}
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise CapabilityError(what, hint="run as a user who may read it, such as the server's own", where=where) from exc
+        raise BuilderError(what, where=where) from exc
 
 
 def captured_fingerprint(root: Path) -> Fingerprint:
     """What the runtime wrote into the cache root. Raises ConfigError if it did not, IntegrityError if it is damaged."""
     path = root / IN_ROOT
     try:
-        body = _read(path, MAX_FINGERPRINT_BYTES)
+        body = _read(path, MAX_FINGERPRINT_BYTES, os.O_NOFOLLOW)
     except FileNotFoundError as exc:
         raise ConfigError(
             f"{path}: not there; the runtime writes it before it starts the engine",
@@ -98,9 +133,22 @@ def pack(root: Path, folder: Path, about: dict[str, str]) -> Artifact:
     files = counted(root)
     if not files:
         raise ConfigError(f"{root}: nothing was compiled there", hint="ask the server something first, so that it compiles")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ConfigError(f"{folder}: not empty", hint="name a new folder, or empty this one")
+    new = not folder.exists()
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder}: not empty", hint="name a new folder, or empty this one")
+    try:
+        return _pack(root, files, fingerprint, folder, about)
+    except BaseException:  # not a sibling that is renamed: the folder may be a mount point
+        for name in ALL:
+            (folder / name).unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
+        raise
+
+
+def _pack(root: Path, files: dict[str, Path], fingerprint: Fingerprint, folder: Path, about: dict[str, str]) -> Artifact:
     entries = []
     with disk_errors(folder), tarfile.open(folder / TAR, "w", format=tarfile.PAX_FORMAT) as tar:
         for name in sorted(files):
@@ -149,7 +197,7 @@ def verify(artifact: Artifact) -> None:
 def _members(artifact: Artifact) -> Iterator[tuple[Entry, IO[bytes]]]:
     path = artifact.folder / TAR
     try:
-        with tarfile.open(path, "r|") as tar:
+        with _open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             left = iter(artifact.entries)
             for member in tar:
                 entry = next(left, None)
@@ -169,7 +217,10 @@ def _members(artifact: Artifact) -> Iterator[tuple[Entry, IO[bytes]]]:
 
 def _put(artifact: Artifact, entry: Entry, body: IO[bytes], root: Path) -> None:
     target = root / entry.path
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root, target.parent)
+    if _same(target, entry):  # another pod's engine may have it in use, and counts what changes
+        _copy(artifact, entry, body, None)
+        return
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as out:
@@ -181,6 +232,36 @@ def _put(artifact: Artifact, entry: Entry, body: IO[bytes], root: Path) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def make_folder(root: Path, folder: Path) -> None:
+    """`folder` below the folder `root`, for every user of group 0. Raises ConfigError for a link on the way, and OSError."""
+    at = root
+    for part in folder.relative_to(root).parts:
+        at /= part
+        try:
+            at.mkdir()
+            at.chmod(0o775)
+        except FileExistsError:
+            if at.is_symlink():
+                hint = "put a folder in its place, or mount one there"
+                raise ConfigError(f"{at}: a link, which may lead out of the cache root", hint=hint) from None
+
+
+def _same(target: Path, entry: Entry) -> bool:
+    if not _regular(target):
+        return False
+    found = target.lstat()
+    if found.st_size != entry.size or (entry.mtime_ns and found.st_mtime_ns != entry.mtime_ns):
+        return False
+    try:
+        with _open(target) as file:
+            digest = hashlib.sha256()  # hashlib.file_digest is Python 3.11's
+            while piece := file.read(WINDOW):
+                digest.update(piece)
+            return digest.hexdigest() == entry.sha256
+    except (OSError, BuilderError):
+        return False
 
 
 def _copy(artifact: Artifact, entry: Entry, body: IO[bytes], out: IO[bytes] | None) -> None:
@@ -233,7 +314,8 @@ class _Hashing(io.RawIOBase):
 
 def _stable(path: Path) -> tuple[IO[bytes], os.stat_result]:
     try:
-        body = path.open("rb")
+        with readable(path):
+            body = path.open("rb")
     except FileNotFoundError as exc:
         raise _changed(path) from exc
     return body, os.fstat(body.fileno())
@@ -260,8 +342,27 @@ def _regular(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
+def _open(path: Path, flags: int = 0) -> IO[bytes]:
+    """The regular file at `path`; a FIFO is not waited for. Raises FileNotFoundError, IntegrityError, CapabilityError."""
+    try:
+        with readable(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except BuilderError as exc:
+        if path.is_symlink() and flags & os.O_NOFOLLOW:
+            raise _irregular(path) from exc
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _irregular(path)
+    return os.fdopen(fd, "rb")
+
+
+def _irregular(path: Path) -> IntegrityError:
+    return IntegrityError(f"{path}: not a regular file", hint=CAPTURE_AGAIN, where={"file": str(path)})
+
+
+def _read(path: Path, limit: int, flags: int = 0) -> bytes:
+    with _open(path, flags) as file:
         body = file.read(limit + 1)
     if len(body) > limit:
         raise IntegrityError(f"{path}: larger than {limit} bytes", hint=CAPTURE_AGAIN, where={"file": str(path)})

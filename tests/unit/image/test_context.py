@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from builder import pipeline, resources
-from builder.config.load import load
+from builder.config.load import Loaded, load
 from builder.config.spec import Spec
 from builder.errors import ConfigError, IntegrityError
-from builder.format.compiled import ALL, TAR
+from builder.format.compiled import ALL, IN_ROOT, TAR, Fingerprint
 from builder.image import context
 from builder.image import lock as locks
+from builder.image.dockerfile import lock_digest
 from builder.image.lock import Lock, LockLayer, Wheel
 from builder.transfer import compiled
 from tests.unit.transfer.test_compiled import cache_root
@@ -247,15 +248,36 @@ def test_a_baked_compile_cache_is_the_last_layer_and_changes_nothing_before_it(s
     assert third.digest != first.digest
 
 
-def test_a_compile_cache_that_is_damaged_or_missing_is_refused_before_the_build(tmp_path: Path) -> None:
-    folder = tmp_path / "image"
-    shutil.copytree(resources.folder("images") / "demo-llama-cpp", folder)
+def with_cache(name: str, folder: Path) -> Loaded:
+    shutil.copytree(resources.folder("images") / name, folder)
     text = (folder / "builder.yaml").read_text()
     (folder / "builder.yaml").write_text(text.replace("\nimage:\n", "\nimage:\n  compile_cache: artifact\n"))
-    loaded = load(folder / "builder.yaml")
+    return load(folder / "builder.yaml")
+
+
+def test_a_compile_cache_for_an_image_that_compiles_nothing_is_refused(tmp_path: Path) -> None:
+    loaded = with_cache("demo-llama-cpp", tmp_path / "image")
+    compiled.pack(cache_root(tmp_path / "root"), tmp_path / "image/artifact", {})
+    with pytest.raises(ConfigError, match=r"llama\.cpp with cuda: none compiles nothing"):
+        pipeline.render_image(loaded, "")
+
+
+def test_a_compile_cache_that_is_damaged_or_missing_is_refused_before_the_build(tmp_path: Path) -> None:
+    folder = tmp_path / "image"
+    loaded = with_cache("transformers-cpu", folder)
     with pytest.raises(ConfigError, match="artifact: no captured compile cache"):
         pipeline.render_image(loaded, "")
-    made = compiled.pack(cache_root(tmp_path / "root"), folder / "artifact", {})
+    root = cache_root(tmp_path / "root")
+    right = {"engine": "transformers x==1", "root": "/opt/cache", "model": "sha256:" + "a" * 64}
+    right["lock"] = lock_digest(context.read_lock(folder, loaded.spec))
+    for name in right:
+        (root / IN_ROOT).write_bytes(Fingerprint({**right, name: "other"}).to_bytes())
+        compiled.pack(root, folder / "artifact", {})
+        with pytest.raises(ConfigError, match=f"for another image: {name}: captured with other"):
+            pipeline.render_image(loaded, "a" * 64)
+        shutil.rmtree(folder / "artifact")
+    (root / IN_ROOT).write_bytes(Fingerprint({**right, "engine": "command"}).to_bytes())
+    made = compiled.pack(root, folder / "artifact", {})
     assert made.fingerprint.key in pipeline.render_image(loaded, "")
     body = bytearray((folder / "artifact" / TAR).read_bytes())
     body[body.index(b"xxx")] ^= 1

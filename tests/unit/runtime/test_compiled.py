@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +123,52 @@ def test_off_and_an_image_without_a_root_do_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+def test_required_of_an_image_without_a_root_is_refused(tmp_path: Path) -> None:
+    chosen = replace(settings(tmp_path, COMPILE_CACHE="require"), compile_cache_root=None)
+    with pytest.raises(CapabilityError, match="BUILDER_COMPILE_CACHE_ROOT is not set"):
+        under_test.install(chosen, here(chosen))
+
+
+def test_a_file_that_was_compiled_in_the_place_of_another_is_counted(tmp_path: Path) -> None:
+    chosen = captured(tmp_path)
+    done, kernel = under_test.install(chosen, here(chosen)), tmp_path / "root/vllm/kernel"
+    other = under_test.install(chosen, here(chosen))  # a second pod changes nothing for the first
+    assert other.before == done.before
+    assert str(under_test.fresh(done)).startswith("0 new")
+    kernel.write_bytes(b"compiled, and longer")
+    assert str(under_test.fresh(done)).startswith("1 new files")
+    kernel.write_bytes(b"compiled")
+    os.utime(kernel, ns=(9, 9))  # ninja: the same size, another time
+    assert str(under_test.fresh(done)).startswith("1 new files")
+
+
+def test_starts_over_one_root_wait_for_each_other(tmp_path: Path) -> None:
+    chosen = captured(tmp_path)
+    (tmp_path / "root/.builder").mkdir(parents=True)
+    with under_test._alone(tmp_path / "root"):
+        second = threading.Thread(target=under_test.install, args=(chosen, here(chosen)))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert not (tmp_path / "root" / IN_ROOT).exists()
+    second.join(20)
+    assert (tmp_path / "root/vllm/kernel").exists()
+
+
+def test_without_a_writable_folder_anywhere_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    chosen = settings(tmp_path, COMPILE_CACHE_ROOT=str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    done = under_test.install(chosen, here(chosen))
+    assert "no temporary folder can be made: No such file" in done.reason
+    assert under_test.fresh(done) is None
+
+
+def test_a_root_with_a_slash_at_its_end_is_the_same(tmp_path: Path) -> None:
+    found = settings(tmp_path, {"NUMBA_CACHE_DIR": "/c/numba"}, COMPILE_CACHE_ROOT="/c/")
+    assert found.compile_paths == {"NUMBA_CACHE_DIR": "/c/numba"}
+
+
 def test_required_and_not_there(tmp_path: Path) -> None:
     chosen = settings(tmp_path, COMPILE_CACHE="require")
     with pytest.raises(CapabilityError, match=r"no captured cache is here: .*artifact"):
@@ -133,8 +181,14 @@ def test_a_root_left_by_another_stack_is_reported_or_refused(tmp_path: Path, cap
     compile_something(tmp_path / "root")
     with pytest.raises(CapabilityError, match=r"root is for another stack: driver: captured with 570\.1"):
         under_test.install(replace(chosen, compile_cache="require"), here(chosen))
-    under_test.install(chosen, here(chosen, replace(FOUND, release="570.1")))
+    with pytest.raises(CapabilityError, match="root is for another stack"):  # the container starts again
+        under_test.install(replace(chosen, compile_cache="require"), here(chosen))
+    assert (tmp_path / "root/vllm/kernel").exists()
     done = under_test.install(chosen, here(chosen))
+    assert not done.before  # nor does the engine see it, or a capture take it
+    assert not (tmp_path / "root/vllm").exists()
+    again = under_test.install(chosen, here(chosen, replace(FOUND, release="570.1")))
+    assert set(again.before) == {"vllm/kernel"}
     assert "root is for another stack: driver: captured with 570.1" in done.reason
     assert done.reason in capsys.readouterr().err
 
@@ -192,7 +246,7 @@ def test_a_root_that_outlives_its_container_is_kept(tmp_path: Path) -> None:
         under_test.install(chosen, here(chosen))
     compile_something(tmp_path / "root")
     done = under_test.install(chosen, here(chosen))
-    assert (done.result, done.before) == ("kept", {"vllm/kernel"})
+    assert (done.result, set(done.before)) == ("kept", {"vllm/kernel"})
 
 
 def test_a_silent_store_is_slow_and_works_unless_required(tmp_path: Path) -> None:

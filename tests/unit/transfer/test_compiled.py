@@ -172,6 +172,61 @@ def test_a_root_that_cannot_be_written_is_named(artifact: compiled.Artifact, tmp
         compiled.unpack(artifact, tmp_path / "file" / "root")
 
 
+@pytest.mark.parametrize("file", [FILES, TAR, FINGERPRINT])
+def test_a_folder_in_a_files_place_is_named(artifact: compiled.Artifact, file: str) -> None:
+    (artifact.folder / file).unlink()
+    (artifact.folder / file).mkdir()
+    with pytest.raises(IntegrityError, match=f"{file}: not a regular file"):
+        compiled.verify(compiled.load(artifact.folder))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_fingerprint_that_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = cache_root(tmp_path / "root") / IN_ROOT
+    path.rename(tmp_path / "real")
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(tmp_path / "real")
+    with pytest.raises(IntegrityError, match="not a regular file"):
+        compiled.captured_fingerprint(tmp_path / "root")
+
+
+def test_a_link_in_the_root_is_not_followed(artifact: compiled.Artifact, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/inductor").symlink_to(tmp_path / "outside")
+    with pytest.raises(ConfigError, match="inductor: a link"):
+        compiled.unpack(artifact, tmp_path / "other")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_folders_are_the_group_s(artifact: compiled.Artifact, tmp_path: Path) -> None:
+    compiled.unpack(artifact, tmp_path / "other")
+    assert (tmp_path / "other/inductor/ab").stat().st_mode & 0o777 == 0o775
+
+
+def test_a_capture_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cache_root(tmp_path / "root")
+    monkeypatch.setattr(compiled, "_has_ninja", lambda folder, _: (folder / "k.so").unlink(missing_ok=True))
+    with pytest.raises(IntegrityError, match="changed while it was read"):
+        compiled.pack(root, tmp_path / "artifact", {})
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, real = cache_root(tmp_path / "root"), os.scandir
+
+    def closed(at: str) -> object:  # root may read everything, and the tests run as root
+        if str(at).endswith("/inductor"):
+            raise PermissionError(13, "Permission denied", at)
+        return real(at)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(CapabilityError, match="inductor: Permission denied") as caught:
+        compiled.counted(root)
+    assert "read" in caught.value.hint
+    (root / "inductor").rename(root / "lost+found")
+    assert set(content(root)) == {"vllm/torch_compile_cache/x"}
+
+
 def test_a_full_disk_is_told_before_anything_is_written(artifact: compiled.Artifact) -> None:
     huge = replace(artifact, entries=(Entry("a", 1 << 40, "0" * 64, 0),))
     with pytest.raises(CapabilityError, match="bytes needed"):
