@@ -50,7 +50,7 @@ test: setup system ## all tests, with a real engine, S3 server, loop disks and c
 	@if docker version >/dev/null 2>&1; then scripts/base-image; fi
 	@scripts/test-servers $(VENV)
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks
-	@$(BIN)/pytest -q -n 2 --dist loadgroup --durations=15 tests/integration tests/e2e
+	@scripts/test-integration $(BIN)/pytest
 
 format: setup ## format and fix what ruff can fix
 	@$(BIN)/ruff format .

@@ -25,15 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; read the difference before committing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers side by side (`-n 2 --dist loadgroup`): one has all that use the engine or a disk, one all that serve."""
-    for item in items:
-        parts = item.path.parts
-        if item.get_closest_marker("xdist_group") is None and ("integration" in parts or "e2e" in parts):
-            engine = {"docker", "kernel", "e2e"} & set(parts)
-            item.add_marker(pytest.mark.xdist_group("engine" if engine else "servers"))
-
-
 def required(what: str) -> bool:
     return what in os.environ.get("BUILDER_REQUIRE", "").split(",")
 

@@ -31,8 +31,7 @@ from builder.transfer import compiled
 from tests.conftest import missing
 from tests.integration.docker.test_transformers import FOLDER, MAKE
 
-# It takes minutes: beside the other tests of the engine, not after them.
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("servers")]
+pytestmark = pytest.mark.docker
 TAG = "builder-test/compile-cache:latest"
 BAKED = "builder-test/compile-cache:baked"
 WAIT_S = 300.0
