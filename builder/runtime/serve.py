@@ -192,7 +192,7 @@ class Serve:
         if settings.compile_cache == "off" or (settings.compile_cache_root is None and settings.compile_cache != "require"):
             return
         chosen = settings.named(found.manifest.name)
-        mine = fingerprint.here(chosen, found.manifest.name, found.digest, driver)
+        mine = await _in_thread(lambda: fingerprint.here(chosen, found.manifest.name, found.digest, driver))
         done = self.state.captured = await _in_thread(lambda: compiled.install(chosen, mine))
         self.recorder.add("compile_cache", start, time.time(), done.to_json())
 
