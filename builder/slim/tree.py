@@ -29,6 +29,7 @@ from builder.slim.report import Fault, Item, Report, weight
 from builder.slim.walk import Found, find, remove_leftovers
 
 WRONG_USE = {"not-elf", "class", "byte-order", "machine", "nothing-left"}
+UNKNOWN = {"version", "pointer"}
 REPORT = "the file is as it was; report its package and version, and what is said above"
 Progress = Callable[[str, int, int], None]
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -270,4 +271,6 @@ def _item(found: Found, decision: licences.Decision, outcome: Outcome) -> Item:
 def _hint(error: str) -> str:
     if error == "nothing-left":
         return "add a chip that it has code for to --gpu, or leave the file out"
-    return "give shared libraries, or a folder: what is none is passed over there" if error in WRONG_USE else "fetch it again"
+    if error in WRONG_USE:
+        return "give shared libraries, or a folder: what is none is passed over there"
+    return "keep it as it is: it is whole, but made in a way that is not known" if error in UNKNOWN else "fetch it again"

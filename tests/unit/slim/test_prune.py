@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import itertools
+import os
 import pickle
 import struct
 import subprocess
@@ -356,6 +357,7 @@ def cut(body: bytes) -> bytes:
         (lambda body: body[:18] + struct.pack("<H", 21) + body[20:], "machine"),
         (lambda body: body[:52] + struct.pack("<H", 52) + body[54:], "header"),
         (lambda body: body[:40] + struct.pack("<Q", 1 << 63) + body[48:], "truncated"),
+        (lambda body: body[: 64 + 48] + struct.pack("<Q", 0x238) + body[64 + 56 :], "header"),  # the first segment's alignment
     ],
 )
 def test_a_file_that_is_no_library_of_ours(tmp_path: Path, change, error: str) -> None:  # type: ignore[no-untyped-def]
@@ -379,6 +381,21 @@ def test_a_result_that_is_not_what_it_should_be_does_not_stay(tmp_path: Path, mo
     with pytest.raises(layout.Mismatch):
         prune.prune(path, tmp_path / "out.so", [H100])
     assert not (tmp_path / "out.so").exists()
+
+
+def test_a_kept_cubin_that_changed_is_noticed_by_its_digest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path, "lib.so", [fat(seed) for seed in range(4)])
+    write = layout.Layout.write
+
+    def spoiled(self: layout.Layout, source, descriptor: int) -> None:  # type: ignore[no-untyped-def]
+        write(self, source, descriptor)
+        body = os.pread(descriptor, self.size, 0)
+        layout.put(descriptor, b"\xff\x00\xff", body.index(cubin("sm_90", seed=2)) + 2000)
+
+    monkeypatch.setattr(layout.Layout, "write", spoiled)
+    monkeypatch.setattr(layout.Layout, "compare", lambda *_: None)
+    with pytest.raises(layout.Mismatch, match="another sha256"):
+        prune.prune(path, tmp_path / "out.so", [H100])
 
 
 def test_a_target_that_is_there_stays(tmp_path: Path) -> None:
