@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -273,7 +274,7 @@ def test_verify_finds_a_container_that_fails(baked: DataVolume) -> None:
 
 
 def test_a_container_that_hangs_is_ended(baked: DataVolume) -> None:
-    with pytest.raises(ClaimError, match="no answer within 1 s"):
+    with pytest.raises(ClaimError, match="did not end within 1 s"):
         verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", "sleep 99"), run_s=1.0))
 
 
@@ -358,13 +359,20 @@ def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(runs) == 1
+    mine = [p for p in workplace.RUNC_STATE.glob("*/state.json") if _folder_of(path) in p.read_text()]
+    assert len(mine) == 2  # the pod's first process and the container
     child.kill()
     child.wait(30)
     removed = workplace.sweep()
     assert f"file {path}.check" in removed
     assert not [line for line in _arguments() if line.endswith("sleep 98.7")]
-    assert not list(workplace.RUNC_STATE.glob("builder-*"))
+    assert not [p for p in mine if p.exists()]
     assert leftovers(tmp_path) == []
+
+
+def _folder_of(path: Path) -> str:
+    name = hashlib.sha256(f"{path.resolve()}.check".encode()).hexdigest()[:16]
+    return f"{workplace.RUN / name}/"
 
 
 def _arguments() -> list[str]:
