@@ -19,10 +19,11 @@ PROGRAMS = ("sh", "id", "cat", "true", "sleep")
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",
                  entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False,
-                 whiteout: bool = False, history: bool = False) -> str:  # fmt: skip
+                 whiteout: bool = False, history: bool = False, platform: str = "") -> str:  # fmt: skip
     """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed.
 
     whiteout: the second layer removes /bin/true and replaces /opt/base.  history: an entry per layer, as buildah wants it.
+    platform: what the image says it is for, default this machine's; its programs are this machine's all the same.
     """
     folder.mkdir(parents=True)
     marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
@@ -32,7 +33,7 @@ def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1"
         body = raw if plain else gzip.compress(raw, 1, mtime=0)
         kind = "application/vnd.oci.image.layer.v1.tar" + ("" if plain else "+gzip")
         rows.append(blob(folder, body, kind))
-    arch = host_platform().split("/")[1]
+    arch = (platform or host_platform()).split("/")[1]
     diff_ids = ["sha256:" + hashlib.sha256(raw).hexdigest() for raw in layers]
     inner = {"User": user, "Entrypoint": list(entrypoint), "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]}
     config = {"os": "linux", "architecture": arch, "config": inner, "rootfs": {"type": "layers", "diff_ids": diff_ids}}

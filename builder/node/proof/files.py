@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from builder import units
+from builder.errors import BuilderError
 from builder.node import volume
 from builder.node.proof.report import Notes, first
 from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS, Target
 
 MIN_FREE = 0.15  # kubelet evicts pods below 15 % free on the image file system (nodefs/imagefs defaults)
+RECORD = {"tool": str, "containerd": str, "filesystem": str, "images": list, "weights": dict}
+IMAGE = {
+    "reference": str, "digest": str, "manifest": str, "config": str, "platform": str, "user": str, "layers": list,
+    "entrypoint": list, "unpacked": list,
+}  # fmt: skip
 ROOT = {"var", "opt", "mnt", "lost+found"}
 
 
@@ -24,11 +30,24 @@ def record(root: Path, notes: Notes) -> dict[str, Any]:
         raw = json.loads(path.read_text())
         if not isinstance(raw, dict) or raw.get("format") != volume.RECORD_FORMAT:
             raise ValueError(f"format {raw.get('format') if isinstance(raw, dict) else raw!r}")
+        for name, kind in RECORD.items():
+            _expect(raw, name, kind)
+        for image in raw["images"]:
+            for name, kind in IMAGE.items():
+                _expect(image, name, kind)
+            for layer in image["unpacked"]:
+                for name in ("chain", "path", "sha256"):
+                    _expect(layer, name, str)
     except (OSError, ValueError) as exc:
         notes.add("build record", "", [f"/{volume.RECORD}: {exc}"])
         return {}
     notes.add("build record", f"{raw['tool']}, containerd {raw['containerd']}, {raw['filesystem']}", [])
     return raw
+
+
+def _expect(row: Any, name: str, kind: type) -> None:
+    if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+        raise ValueError(f"{name} is {row.get(name) if isinstance(row, dict) else row!r}, expected a {kind.__name__}")
 
 
 def audit_strays(root: Path, notes: Notes) -> None:
@@ -83,7 +102,10 @@ def audit_weights(root: Path, rec: dict[str, Any], notes: Notes) -> None:
         from builder.transfer.check import check_folder  # awscrt, which a disk without weights does not need
 
         for digest, folder in there.items():
-            findings += [f"{digest}: {fault}" for fault in check_folder(folder)]
+            try:
+                findings += [f"{digest}: {fault}" for fault in check_folder(folder)]
+            except BuilderError as exc:  # nothing in it to check it against
+                findings.append(f"{digest}: {exc.message}")
     total = f"{len(expected)} model{'s' if len(expected) != 1 else ''}, {units.format_size(sum(expected.values()))}"
     notes.add("weights", f"{total}, every byte as in its manifest" if expected else "none", findings)
 

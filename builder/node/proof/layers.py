@@ -26,8 +26,9 @@ def audit(root: Path, record: dict[str, Any], notes: Notes) -> None:
         for layer in image["unpacked"]:
             folder = root / layer["path"]
             if folder not in folders:
-                folders[folder] = volume.tree_digest(folder) if folder.is_dir() else "missing"
-                seen.update(marks(folder))
+                there = folder.is_dir()
+                folders[folder] = volume.tree_digest(folder) if there else "missing"
+                seen.update(marks(folder) if there else {})
             if folders[folder] != layer["sha256"]:
                 where = f"{image['reference']}: layer {layer['chain']} at /{layer['path']}"
                 findings.append(f"{where} is {folders[folder]}, expected {layer['sha256']}")
