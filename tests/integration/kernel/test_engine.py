@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.usefixtures("loop_root")]
 
 SCRIPT = Path(__file__).parents[3] / "scripts/engine"
-BOUND_S = 300.0
 ALONE = [
     "unshare", "--mount", "--propagation=private", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c",
 ]  # fmt: skip
