@@ -87,10 +87,9 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
         archive=archive,
     )
     check_places(plan)
-    with workplace.terminable():
-        with workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
-            chosen = inputs.images(asked, loaded, scratch, session.progress)
-            volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
+    with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
+        chosen = inputs.images(asked, loaded, scratch, session.progress)
+        volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
     report = verified(session, out, run) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = [*volume.exports, *specs.write(out)]
