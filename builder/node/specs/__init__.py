@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from builder.config.spec import Bake
 from builder.errors import ConfigError
@@ -79,8 +78,3 @@ def render(ref: SnapshotRef, *, hot: str | None = None) -> dict[str, str]:
     for one in FILES[ref.target]:
         texts |= one(ref, hot or "")
     return texts
-
-
-def as_json(ref: SnapshotRef, paths: list[Path]) -> dict[str, Any]:
-    """What `builder bake specs` prints."""
-    return {"snapshot": ref.to_json(), "files": [str(path) for path in paths]}

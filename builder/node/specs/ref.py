@@ -16,14 +16,13 @@ from pydantic import ValidationError
 
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
-from builder.node import hydrate
+from builder.node import hydrate, targets
 
 RECORD = "builder.disk/1"
 SNAPSHOT = "${SNAPSHOT_ID}"
 CLUSTER = "${CLUSTER_NAME}"
 GIB = 1 << 30
 AWS = ("bottlerocket", "al2023-volume")
-TARGETS = (*AWS, "gke-secondary", "azure-data", "raw")
 
 # cloud: what an id of it looks like, as a pattern and in words.
 # Sources: EC2 user guide, "Resource IDs" (8 or 17 hexadecimal digits); Compute Engine, "Resource names"; Azure Resource
@@ -46,7 +45,7 @@ class SnapshotRef:
     """A disk, and how a volume made from it shall be.
 
     id: as the cloud names it, or ${SNAPSHOT_ID}. target: see builder.node.targets. name: of the objects to render.
-    path: of the disk. disk_bytes: its size. nonzero_bytes, sha256: see builder.node.blocks. used: 0 to 1.
+    path: of the disk. filesystem: xfs or ext4. disk_bytes: its size. nonzero_bytes, sha256: of builder.node.blocks. used: 0 to 1.
     images: (reference, digest) of each. weights: (manifest digest, bytes) of each. platform: "linux/amd64".
     kms_key: ARN of the key that the snapshot is encrypted with, "" for none. settings: region, kind and speed of the volume.
     hydration: how its blocks get there.
@@ -56,6 +55,7 @@ class SnapshotRef:
     target: str
     name: str
     path: Path
+    filesystem: str
     disk_bytes: int
     nonzero_bytes: int
     used: float
@@ -96,6 +96,7 @@ class SnapshotRef:
             "target": self.target,
             "name": self.name,
             "path": str(self.path),
+            "filesystem": self.filesystem,
             "disk_bytes": self.disk_bytes,
             "nonzero_bytes": self.nonzero_bytes,
             "used": self.used,
@@ -116,9 +117,7 @@ def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, target: s
 
     Raises ConfigError: an id that is none or another cloud's, a key that is none, a speed that no volume has.
     """
-    target = str(volume.get("target") or target or "bottlerocket")
-    if target not in TARGETS:
-        raise ConfigError(f"target {target!r}; expected one of {', '.join(TARGETS)}")
+    target = targets.target(str(volume.get("target") or target or "bottlerocket")).name
     check_id(snapshot_id, target)
     if kms_key and not re.fullmatch(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/[A-Za-z0-9/_-]+", kms_key):
         raise ConfigError(f"{kms_key!r} is not the ARN of a KMS key", hint="arn:aws:kms:REGION:ACCOUNT:key/ID")
@@ -136,6 +135,7 @@ def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, target: s
         target=target,
         name=name,
         path=Path(volume["path"]).absolute(),
+        filesystem=volume["filesystem"],
         disk_bytes=volume["size"],
         nonzero_bytes=volume["nonzero_bytes"],
         used=volume["used"],
@@ -266,6 +266,7 @@ def _check_volume(found: Record) -> None:
     """Raises KeyError or TypeError unless what snapshot_ref reads is there and of its kind."""
     kinds: dict[str, Any] = {
         "path": str,
+        "filesystem": str,
         "size": int,
         "nonzero_bytes": int,
         "used": (int, float),

@@ -15,8 +15,8 @@ from __future__ import annotations
 from builder import render
 from builder.node.specs.ref import SnapshotRef
 from builder.node.specs.text import yaml_text
+from builder.node.targets import FS_LABEL
 
-LABEL = "BUILDER-DATA"
 GC_HIGH, GC_LOW = 85, 80  # kubelet's defaults
 BOUNDARY = "BUILDER"
 MOUNTS = ("var-lib-builder-volume.mount", "var-lib-containerd.mount", "var-lib-builder-models.mount")
@@ -73,7 +73,7 @@ def al2023_mime(ref: SnapshotRef, hot: str = "") -> str:
 
 def unit_files(ref: SnapshotRef, hot: str = "") -> dict[str, str]:
     """Units and drop-in by their path under /etc/systemd/system. A mount unit is named after where it mounts."""
-    values = {"label": LABEL, "disk": ref.file}
+    values = {"label": FS_LABEL, "filesystem": ref.filesystem, "disk": ref.file}
     texts = {name: render.text(f"node/units/{name}.j2", **values) for name in MOUNTS}
     texts[DROP_IN] = render.text("node/units/containerd.conf.j2", **values)
     return texts | ({HOT: hot.rstrip() + "\n"} if hot else {})
@@ -81,5 +81,5 @@ def unit_files(ref: SnapshotRef, hot: str = "") -> dict[str, str]:
 
 def setup_script(ref: SnapshotRef, hot: str = "") -> str:
     high, low = thresholds(ref.used)
-    return render.text("node/setup.sh.j2", disk=ref.file, label=LABEL, units=unit_files(ref, hot), mounts=MOUNTS,
+    return render.text("node/setup.sh.j2", disk=ref.file, label=FS_LABEL, units=unit_files(ref, hot), mounts=MOUNTS,
                        hot=HOT if hot else "", used_percent=round(ref.used * 100), gc_low=low, gc_high=high)  # fmt: skip
