@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--volume-type", "type_", type=click.Choice(["gp3", "gp2", "io2"]), default=None, help="EBS volume type.")
 @click.option("--iops", type=int, default=None, help="Provisioned operations per second.")
 @click.option("--throughput", type=int, default=None, help="Provisioned MiB/s.")
-@click.option("--hydrate", "hydrated", type=click.Choice(["none", "rate", "fsr"]), default=None, help="How the blocks get there.")
+@click.option("--hydrate", "hydrated", type=click.Choice(["none", "rate", "fsr"]), default=None, help="How blocks get there.")
 @click.option("--rate", "mib_per_s", type=int, default=None, help="Initialisation rate, 100 to 300 MiB/s.")
 def command(session: Session, record: Path, snapshot_id: str, cluster: str, to: Path | None, name: str, region: str | None,
             kms_key: str, os_version: str | None, type_: str | None, iops: int | None, throughput: int | None,

@@ -45,7 +45,7 @@ class SnapshotRef:
     """A disk, and how a volume made from it shall be.
 
     id: as the cloud names it, or ${SNAPSHOT_ID}. target: see builder.node.targets. name: of the objects to render.
-    path: of the disk. filesystem: xfs or ext4. disk_bytes: its size. nonzero_bytes, sha256: of builder.node.blocks. used: 0 to 1.
+    path: of the disk. filesystem: xfs or ext4. disk_bytes: its size. nonzero_bytes, sha256: as in blocks.py. used: 0 to 1.
     images: (reference, digest) of each. weights: (manifest digest, bytes) of each. platform: "linux/amd64".
     kms_key: ARN of the key that the snapshot is encrypted with, "" for none. settings: region, kind and speed of the volume.
     hydration: how its blocks get there.
