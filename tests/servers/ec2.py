@@ -1,6 +1,6 @@
 """An EC2 API to build against: moto's server, with machine images under the names and owners that Packer templates look for.
 
-moto checks little, so a test says what it then holds; wrong argument names it never sees, since botocore and Packer refuse them.
+moto checks little, so a test says what it then holds; wrong names of arguments botocore and Packer refuse before it sees them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from builder.node.specs import aws, azure, gke, karpenter, packer, user_data
 from builder.node.specs.ref import CLUSTER, SNAPSHOT, Record, SnapshotRef, read_record, record, settings_of, snapshot_ref
 
 __all__ = [
-    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "node_specs", "read_record", "render", "settings_of",
+    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "node_specs", "read_record", "record", "render", "settings_of",
     "snapshot_ref",
 ]  # fmt: skip
 
