@@ -97,7 +97,7 @@ def lint(session: Session, paths: tuple[Path, ...], disk_path: Path | None, stri
         raise ConfigError(f"{disk_path}: no such file")
     findings = check(list(paths), disk_bytes=disk_path.stat().st_size if disk_path else 0)
     failing = [f for f in findings if strict or f.severity == "error"]
-    human = "\n".join(f"{f}\n    {f.hint}" for f in findings) or "nothing found"
+    human = "\n".join(f"{f}\n    why  {f.why}\n    fix  {f.fix}" for f in findings) or "nothing found"
     what = f"{count(len(failing), 'finding')} would cost the cache"
     error = ConfigError(what, hint="correct them, and run bake lint again") if failing else None
     session.conclude({"findings": [f.to_json() for f in findings]}, human, error)
