@@ -58,11 +58,12 @@ class Kubelet:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """text: as it runs, whatever it was packed in."""
+    """text: as it runs, whatever it was packed in.  packed: its lines are not those of the file."""
 
     part: Part
     text: str
     first_line: int
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _ARCHITECTURES = ("amd64", "arm64")
 _FAMILY, _TYPE = "karpenter.k8s.aws/instance-family", "node.kubernetes.io/instance-type"
 _GPU = re.compile(r"karpenter\.k8s\.aws/instance-(gpu|accelerator)-")
 _GPU_FAMILY = re.compile(r"(?:g|p|inf|trn|dl)\d|(?:g|p|inf|trn|dl)$")
-_GRAVITON = re.compile(r"[a-z]+\d+[a-z]*g[a-z]*(?:[.-]|$)|a1(?:\.|$)|p6e-gb")  # m7g, c7gn, g5g, x2gd; Grace: p6e-gb200
+_ARM = re.compile(r"[a-z]+\d+[a-z]*g[a-z]*(?:[.-]|$)|a1(?:\.|$)|p6e-gb")  # m7g, c7gn, g5g, x2gd; Grace: p6e-gb200
 _PATIENCE_S = 300
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -53,7 +53,7 @@ def _pool_arch(pool: Pool, baked: frozenset[str]) -> Iterator[Hit]:
     allowed = _allowed(stated)
     families = [one for key in (_FAMILY, _TYPE) for one in pool.requirement(key) if one.operator == "In"]
     if not stated and families:
-        allowed = {"arm64" if _GRAVITON.match(value) else "amd64" for one in families for value in one.values}
+        allowed = {architecture(value) for one in families for value in one.values}
     at = (
         stated[0].part if stated else families[0].part if families else pool.part.at("spec", "template", "spec", "requirements")
     )
@@ -62,6 +62,14 @@ def _pool_arch(pool: Pool, baked: frozenset[str]) -> Iterator[Hit]:
         yield Hit(at, f"nodes may be {' or '.join(sorted(allowed))}, and a disk holds one architecture", severity)
     elif baked and not allowed & baked:
         yield Hit(at, f"nodes are {', '.join(allowed)}, and the disk was baked for {', '.join(sorted(baked))}")
+
+
+def architecture(name: str) -> str:
+    """Of an EC2 instance type or family: Graviton has a g after the generation's number, and Grace is in its name.
+
+    Source: EC2 documentation, "Amazon EC2 instance type naming conventions".
+    """
+    return "arm64" if _ARM.match(name) else "amd64"
 
 
 def _allowed(stated: list[Requirement]) -> set[str]:

@@ -65,11 +65,9 @@ def _wipes(facts: Facts) -> Iterator[Hit]:
 
 def _lines(script: Script) -> Iterator[tuple[int, str]]:
     """Lines that run, with their place in the file; packed text has the place of what it was packed in."""
-    lines = script.text.splitlines()
-    plain = script.part.mark.text_line > 0
-    for number, text in enumerate(lines):
+    for number, text in enumerate(script.text.splitlines()):
         if not text.lstrip().startswith("#"):
-            yield script.first_line + number if plain else script.first_line, text
+            yield script.first_line + (0 if script.packed else number), text
 
 
 def _first(script: Script, pattern: re.Pattern[str]) -> int:
