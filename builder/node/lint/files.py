@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from builder.errors import ConfigError
@@ -93,9 +94,9 @@ def _toml(facts: Facts, root: Part) -> None:
 
 
 def _json(facts: Facts, root: Part, text: str, in_folder: bool) -> None:
-    """JSON is YAML but for tabs; json says first whether it is JSON, and so which of the two a fault is."""
+    """json says first whether it is JSON, and so which of the two a fault is; YAML then says where things stand."""
     try:
-        json.loads(text)
+        raw = json.loads(text)
     except RecursionError as exc:
         raise yamls.Unreadable("nested too deeply") from exc
     except ValueError as exc:
@@ -104,18 +105,33 @@ def _json(facts: Facts, root: Part, text: str, in_folder: bool) -> None:
         if in_folder:
             return None  # settings of an editor, with comments: not for nodes
         raise yamls.Unreadable(f"not JSON: {exc}", getattr(exc, "lineno", 1)) from exc
-    return _yaml(facts, root, text.replace("\t", " "))
+    return _yaml(facts, root, _as_yaml(text), raw)
 
 
-def _yaml(facts: Facts, root: Part, text: str) -> None:
+def _as_yaml(text: str) -> str:
+    """JSON is YAML but for tabs, letters that YAML does not print, and characters that are two escapes."""
+    pairs = re.sub(
+        r"\\u(d[89ab]..)\\u(d[c-f]..)",
+        lambda m: f"\\U{0x10000 + ((int(m[1], 16) - 0xD800) << 10) + int(m[2], 16) - 0xDC00:08X}",
+        text,
+        flags=re.IGNORECASE,
+    )
+    return re.sub(r"[\t\x7f-\x9f]", " ", pairs)
+
+
+def _yaml(facts: Facts, root: Part, text: str, json_value: object = None) -> None:
+    """json_value: what the text is, where json took it and YAML may not, such as half a surrogate pair."""
     try:
         parts, twice = yamls.read(text, root.source.path)
     except yamls.Unreadable as exc:
+        if json_value is not None and str(exc).startswith("not YAML"):
+            return objects.collect(facts, replace(root, raw=json_value))
         if _TEMPLATE.search(text):
             message = "a template, not YAML yet: lint what `helm template` renders"
             facts.faults.append(Fault(root, message, exc.line, "warning"))
-            return
+            return None
         raise
     facts.faults.extend(Fault(root, str(one), one.line) for one in twice)
     for part in parts:
         objects.collect(facts, part)
+    return None

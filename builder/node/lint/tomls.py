@@ -20,7 +20,7 @@ def read(text: str, path: Path, *, first_line: int = 1, column: int = 1, label: 
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         match = re.search(r"\(at line (\d+), column (\d+)\)", str(exc))
-        line, at = (int(match[1]), int(match[2])) if match else (1, 1)
+        line, at = (int(match[1]), int(match[2])) if match else (len(text.splitlines()), 1)  # "at end of document"
         raise Unreadable(f"not TOML: {str(exc).split(' (at ')[0]}", first_line + line - 1, at) from exc
     except RecursionError as exc:
         raise Unreadable("nested too deeply", first_line) from exc

@@ -15,7 +15,7 @@ from email.message import Message
 
 from builder.node.lint import tomls, yamls
 from builder.node.lint.facts import BOTTLEROCKET, Facts, Fault, Kubelet, Script
-from builder.node.lint.part import Part
+from builder.node.lint.part import Mark, Part
 
 # Bottlerocket's names of what kubelet calls otherwise; settings.kubernetes in bottlerocket.dev's reference.
 _KUBERNETES = {
@@ -60,12 +60,13 @@ def node_config(facts: Facts, part: Part) -> None:
         facts.kubelets.append(kubelet_of(kubelet))
     containerd = part.at("spec", "containerd", "config")
     if containerd.text:
+        first = containerd.line_of(0)
         try:
-            inside = tomls.read(containerd.text, part.source.path, first_line=containerd.line_of(0), label=containerd.where)
+            inside = tomls.read(containerd.text, part.source.path, first_line=first, label=containerd.where)
         except yamls.Unreadable as exc:
-            facts.faults.append(Fault(containerd, str(exc), exc.line))
+            facts.faults.append(Fault(containerd, str(exc), exc.line if containerd.mark.text_line else first))
         else:
-            facts.containerd.append(inside)
+            facts.containerd.append(_placed(inside, containerd, not containerd.mark.text_line))
 
 
 def kubelet_of(part: Part) -> Kubelet:
@@ -101,7 +102,10 @@ def _node_config(facts: Facts, part: Part, text: str, first: int, packed: bool) 
 
 def _placed(inside: Part, part: Part, packed: bool) -> Part:
     """`inside` with its own lines, or where those are not the file's, all on the line of what it was packed in."""
-    return replace(inside, source=replace(inside.source, marks={(): part.mark}, silenced={})) if packed else inside
+    if not packed:
+        return inside
+    mark = Mark(part.mark.line, part.mark.column)
+    return replace(inside, source=replace(inside.source, marks={(): mark}, silenced={}))
 
 
 def _mime(facts: Facts, part: Part, text: str, first: int, packed: bool) -> None:
