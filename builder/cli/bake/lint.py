@@ -48,13 +48,20 @@ def command(session: Session, paths: tuple[Path, ...], disk_path: Path | None, i
     disk = lint.open_disk(disk_path) if disk_path else None
     report = lint.run(list(paths), disk=disk, ignore=ignore, stdin=stdin)
     if sarif_path is not None:
-        sarif_path.write_text(json.dumps(lint.sarif(report.findings, __version__), indent=2) + "\n")
+        _write(sarif_path, json.dumps(lint.sarif(report.findings, __version__), indent=2) + "\n")
     failing = [f for f in report.findings if strict or f.severity == "error"]
     what = f"{count(len(failing), 'finding')} would cost the cache"
     error = ConfigError(what, hint="correct them, or say why not: # builder lint ignore=RULE") if failing else None
     files = [str(path) for path in report.files]
     data = {"files": files, "understood": report.understood, "findings": [f.to_json() for f in report.findings]}
     session.conclude(data, _human(report), error)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
 
 
 def _human(report: Report) -> str:
