@@ -33,7 +33,7 @@ class Machine:
     """An EC2NodeClass, a node group of eksctl or a launch template.
 
     os: bottlerocket, al2023 or "" where the file does not say.  store_policy: what is done with local disks.
-    images: what names the machine image.
+    images: what names the machine image.  user_data: as text, out of whatever packs it, "" where there is none.
     """
 
     part: Part
@@ -42,6 +42,7 @@ class Machine:
     volumes: tuple[Volume, ...]
     images: tuple[Part, ...]
     store_policy: Part
+    user_data: str = ""
 
     @property
     def seeded(self) -> bool:

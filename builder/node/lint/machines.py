@@ -28,7 +28,8 @@ def node_class(root: Part) -> Machine:
         for one in spec.at("blockDeviceMappings").each()
     )
     name = str(root.at("metadata", "name").raw or "")
-    return Machine(root, name, _os(spec.at("amiFamily"), named), volumes, named, spec.at("instanceStorePolicy"))
+    system, text = _os(spec.at("amiFamily"), named), decoded(spec.at("userData"))[0]
+    return Machine(root, name, system, volumes, named, spec.at("instanceStorePolicy"), text)
 
 
 def node_groups(root: Part) -> Iterator[Machine]:
@@ -39,8 +40,14 @@ def node_groups(root: Part) -> Iterator[Machine]:
             for one in group.at("additionalVolumes").each()
         )
         images = tuple(part for part in (group.at("ami"),) if part.text)
-        name = str(group.at("name").raw or "")
-        yield Machine(group, name, _os(group.at("amiFamily"), images), volumes, images, group.at("instanceStorePolicy"))
+        name, system = str(group.at("name").raw or ""), _os(group.at("amiFamily"), images)
+        text = "\n".join(part.text for part in commands(group))
+        yield Machine(group, name, system, volumes, images, group.at("instanceStorePolicy"), text)
+
+
+def commands(group: Part) -> tuple[Part, ...]:
+    """What a node group of eksctl runs at boot."""
+    return (group.at("overrideBootstrapCommand"), *group.at("preBootstrapCommands").each())
 
 
 def launch_templates(root: Part) -> Iterator[Machine]:
@@ -53,8 +60,9 @@ def launch_templates(root: Part) -> Iterator[Machine]:
             for one in data.at("BlockDeviceMappings").each()
         )
         images = tuple(part for part in (data.at("ImageId"),) if part.text)
-        system = _os(data.at("ImageId"), images) or _os_of_text(decoded(data.at("UserData"))[0])
-        yield Machine(data, "", system, volumes, images, data.at("InstanceStorePolicy"))
+        text = decoded(data.at("UserData"))[0]
+        system = _os(data.at("ImageId"), images) or _os_of_text(text)
+        yield Machine(data, "", system, volumes, images, data.at("InstanceStorePolicy"), text)
 
 
 def decoded(part: Part) -> tuple[str, bool]:

@@ -103,7 +103,7 @@ def _eksctl(facts: Facts, root: Part) -> None:
             userdata.settings(facts, group.at("bottlerocket"))
         if group.at("kubeletExtraConfig").there:
             facts.kubelets.append(userdata.kubelet_of(group.at("kubeletExtraConfig")))
-        for part in (group.at("overrideBootstrapCommand"), *group.at("preBootstrapCommands").each()):
+        for part in machines.commands(group):
             userdata.collect(facts, part, part.text, machine.os)
 
 

@@ -14,7 +14,8 @@ from tests.unit.node.test_lint import HERE
 
 DIGEST = "sha256:" + "ab" * 32
 TOML = '[settings.container-runtime]\nsnapshotter = "soci"\n'
-MIME = (HERE / "bad" / "snapshotter-gate.mime").read_text()
+MOUNT = "mount LABEL=BUILDER-DATA /var/lib/builder/volume"
+MIME = (HERE / "bad" / "snapshotter-gate.mime").read_text().replace("\ntrue\n", f"\n{MOUNT}\n")
 ALWAYS = {"name": "server", "image": f"registry.example.com/llm@{DIGEST}", "imagePullPolicy": "Always"}
 POD = {"containers": [ALWAYS]}
 TEMPLATE = {"template": {"spec": POD}}
@@ -203,7 +204,7 @@ def test_mime_without_its_parts_is_a_fault(tmp_path: Path) -> None:
 
 def test_parts_of_mime_in_base64(tmp_path: Path) -> None:
     text = MIME.replace('us-ascii"', 'us-ascii"\nContent-Transfer-Encoding: base64').replace(
-        "#!/bin/bash\nset -euo pipefail\ntrue", packed("crictl rmi --prune")
+        f"#!/bin/bash\nset -euo pipefail\n{MOUNT}", packed("crictl rmi --prune")
     )
     assert rules(tmp_path, text, name="user-data") == ["snapshotter", "boot-wipes"]
 

@@ -28,7 +28,9 @@ _AGENTS = re.compile(
 
 def seeded(facts: Facts) -> Iterator[Pool]:
     """Pools whose nodes have the baked volume: by their class in these files, or all of them where only the disk is given."""
-    classes = {machine.name: machine.seeded for machine in facts.machines if machine.name}
+    classes: dict[str, bool] = {}
+    for machine in facts.machines:
+        classes[machine.name] = classes.get(machine.name, False) or machine.seeded
     for pool in facts.pools:
         if classes.get(pool.node_class, bool(facts.disk.size_bytes and not classes)):
             yield pool

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from builder.node.lint.facts import AL2023, BOTTLEROCKET, Facts, Machine, Volume
 from builder.node.lint.part import Part
 from builder.node.lint.rule import Hit, Rule
+from builder.node.targets import FS_LABEL
 from builder.units import format_size
 
 GIB = 1 << 30
 RATES = range(100, 301)  # MiB/s that EBS takes
 _CONTAINERD = "/var/lib/containerd"
 _PLACEHOLDER = re.compile(r"\$\{|\{\{|^<|^\$[A-Z]")
+_MOUNTED = re.compile(rf"{FS_LABEL}|{_CONTAINERD}(?:[\s\"'/]|$)")
 _ROOT = ("/dev/xvda", "/dev/sda1")
 _ENCRYPTED = ("encrypted-storage", "ephemeral-encryption-keys")
 
@@ -129,6 +131,24 @@ def _encrypted_image(machine: Machine) -> Iterator[Hit]:
             yield Hit(image, f"{image.text}: a variant of that name formats the data partition that it finds unencrypted")
 
 
+def _target(facts: Facts) -> Iterator[Hit]:
+    target = facts.disk.target
+    for machine, volume in facts.volumes:
+        if not volume.seeded or not target or _of_the_os(volume):
+            continue
+        takes = {BOTTLEROCKET: (BOTTLEROCKET,), AL2023: ("al2023-volume", "raw")}.get(machine.os)
+        if takes is not None and target not in takes:
+            yield Hit(volume.snapshot, f"the disk was baked for {target}, and the node is {machine.os}, which takes {takes[0]}")
+
+
+def _not_mounted(facts: Facts) -> Iterator[Hit]:
+    for machine, volume in facts.volumes:
+        if machine.os == AL2023 and volume.seeded and not _of_the_os(volume) and not _MOUNTED.search(machine.user_data):
+            yield Hit(
+                volume.snapshot, f"nothing in the user data mounts the volume: neither {FS_LABEL} nor {_CONTAINERD} is in it"
+            )
+
+
 RULES = (
     Rule(
         "raid0", "error", "the instance store in place of the data volume",
@@ -174,6 +194,21 @@ RULES = (
         "deviceName: /dev/xvdb.",
         "Karpenter, amifamily/bottlerocket.go; bottlerocket-core-kit, prepare-local-fs.service",
         _device_name,
+    ),
+    Rule(
+        "target", "error", "a disk for another kind of node (`--disk`)",
+        "Bottlerocket finds its data by the label of a partition, other nodes by that of the file system; a node that does not "
+        "find it starts with an empty store and says nothing.",
+        "Bake with --target for this node, or use the node that the disk was baked for.",
+        "docs/bake.md; bottlerocket-core-kit, prepare-local-fs.service",
+        _target,
+    ),
+    Rule(
+        "not-mounted", "warning", "a volume that an Amazon Linux node does not mount",
+        "EC2 attaches the volume and nothing more: containerd starts with an empty folder on the root volume.",
+        "Take the user data that is written beside the disk, or see that the machine image has the same mount units.",
+        "amazon-eks-ami, nodeadm: only instance stores are mounted; docs/bake.md",
+        _not_mounted,
     ),
     Rule(
         "ami-latest", "warning", "a machine image that changes by itself",
