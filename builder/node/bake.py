@@ -18,8 +18,10 @@ from typing import Any
 from builder import __version__, units
 from builder.errors import ConfigError
 from builder.format.volume import marker_digest
-from builder.node import blocks, bottlerocket, containerd, disk, gpt, layout, workplace
+from builder.node import blocks, containerd, disk, gpt, layout, volume, workplace
 from builder.node.inputs import ImageInput, WeightsInput
+from builder.node.programs import Programs, find
+from builder.node.targets import BOTTLEROCKET, CONTAINERD, MODELS, Target
 from builder.progress import NoProgress, Progress, step
 
 DEFAULT_SIZE = 120 * disk.GIB
@@ -31,7 +33,10 @@ Fill = Callable[[Path], dict[str, Any]]  # root of the new file system to the bu
 
 @dataclass(frozen=True, slots=True)
 class BakePlan:
-    """What to make. size: bytes of the disk, whole GiB. loop: False builds ext4 without loop devices."""
+    """What to make. size: bytes of the disk, whole GiB. loop: False builds ext4 without loop devices.
+
+    programs: the containerd to bake with; None finds one.
+    """
 
     out: Path
     images: tuple[ImageInput, ...] = ()
@@ -40,6 +45,8 @@ class BakePlan:
     platform: str = ""
     loop: bool = True
     force: bool = False
+    target: Target = BOTTLEROCKET
+    programs: Programs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +147,10 @@ def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
 
 def _on_loop(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stopwatch) -> dict[str, Any]:
     """XFS on a loop device."""
-    part = bottlerocket.partition(plan.size)
     with watch("partition and file system"), ExitStack() as stack:
-        gpt.write(place.disk, uuid.uuid4(), part)
-        device = stack.enter_context(disk.attached(place.disk, part))
-        disk.make_xfs(device)
+        _write_table(plan, place)
+        device = stack.enter_context(disk.attached(place.disk, plan.target.extent(plan.size)))
+        disk.make_xfs(device, label=plan.target.label)
         stack.enter_context(disk.mounted(device, place.mount))
         rest = stack.pop_all()
     with rest:
@@ -162,20 +168,24 @@ def _in_tree(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stop
         record = fill(tree)
         tree.chmod(0o755)  # becomes the root of the file system
         with watch("partition and file system"):
-            part = bottlerocket.partition(plan.size)
-            gpt.write(place.disk, uuid.uuid4(), part)
-            disk.make_ext4_from(tree, place.disk, part)
+            _write_table(plan, place)
+            disk.make_ext4_from(tree, place.disk, plan.target.extent(plan.size), label=plan.target.label)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     return record
 
 
+def _write_table(plan: BakePlan, place: workplace.Workplace) -> None:
+    if part := plan.target.partition(plan.size):
+        gpt.write(place.disk, uuid.uuid4(), part)
+
+
 def _fill(plan: BakePlan, root: Path, place: workplace.Workplace, loaded: list[tuple[layout.Layout, layout.OciImage]],
           watch: Stopwatch) -> dict[str, Any]:  # fmt: skip
     """Everything on the volume, in order. Returns the build record, which is also on it."""
-    bottlerocket.make_folders(root)
+    volume.make_folders(root)
     rows: list[dict[str, Any]] = []
-    with containerd.containerd(root / bottlerocket.CONTAINERD, place.folder) as daemon:
+    with containerd.containerd(root / CONTAINERD, place.folder, programs=plan.programs or find()) as daemon:
         for source, image in loaded:
             with watch(f"import {image.reference}"):
                 daemon.load(source, image)
@@ -187,25 +197,25 @@ def _fill(plan: BakePlan, root: Path, place: workplace.Workplace, loaded: list[t
             daemon.collect()
         with watch("digest layers"):
             rows = [_row(image, daemon, root) for _, image in loaded]
-    bottlerocket.keep_only_caches(root)
+    volume.keep_only_caches(root)
     weights: dict[str, int] = {}
     if plan.weights:
         from builder.node.weights import put  # obstore and awscrt, which a bake of images alone does not need
     for one in plan.weights:
         with watch(f"weights {one.folder or one.reference or one.store}"):
-            digest, size = put(one, root / bottlerocket.MODELS, watch.progress)
+            digest, size = put(one, root / MODELS, watch.progress)
             weights[digest] = size
     with watch("SELinux labels"):
-        bottlerocket.label_all(root)
+        volume.label_all(root, plan.target)
     record = {
         "tool": f"builder {__version__}",
-        "target": "bottlerocket",
+        "target": plan.target.name,
         "filesystem": "xfs" if plan.loop else "ext4",
         "containerd": daemon.version,
         "images": rows,
         "weights": weights,
     }
-    bottlerocket.write_record(root, record)
+    volume.write_record(root, record)
     return record
 
 
@@ -213,7 +223,7 @@ def _row(image: layout.OciImage, daemon: containerd.Containerd, root: Path) -> d
     """The image for the record, each unpacked layer with its place on the volume and its digest."""
     folders = daemon.layer_folders(image)
     layers = [
-        {"chain": chain, "path": str(folder.relative_to(root)), "sha256": bottlerocket.tree_digest(folder)}
+        {"chain": chain, "path": str(folder.relative_to(root)), "sha256": volume.tree_digest(folder)}
         for chain, folder in zip(image.chain_ids, folders, strict=True)
     ]
     return {**image.to_json(), "unpacked": layers}

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
-from builder.errors import BuilderError, CapabilityError
+from builder.errors import BuilderError
 from builder.node.layout import Layout, OciImage, stream
+from builder.node.programs import Programs, find
 
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
@@ -55,11 +56,16 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Containerd:
-    """A running private containerd. version: `1.7.24`."""
+    """A running private containerd."""
 
     socket: Path
     log: Path
-    version: str
+    programs: Programs
+
+    @property
+    def version(self) -> str:
+        """Such as `1.7.24`."""
+        return self.programs.version
 
     def ctr(self, *args: str | Path, timeout_s: float = CTR_S) -> str:
         """Standard output of `ctr ARGS` in the node's namespace. Raises BuilderError with the tail of containerd's log."""
@@ -149,7 +155,7 @@ class Containerd:
         return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}", hint=hint)
 
     def _argv(self) -> list[str | Path]:
-        return [process.need("ctr", "containerd"), "--address", self.socket, "--namespace", NAMESPACE]
+        return [self.programs.ctr, "--address", self.socket, "--namespace", NAMESPACE]
 
     def _expect(self, image: OciImage) -> None:
         found = {row.reference: row.digest for row in self.images()}
@@ -159,31 +165,23 @@ class Containerd:
                                    hint=f"containerd {self.version} imports in another way; use 1.7 or 2.1")  # fmt: skip
 
 
-def version() -> str:
-    """Of the installed containerd. Raises CapabilityError unless it is 1.7 to 2.x."""
-    said = process.run([process.need("containerd"), "--version"]).stdout.decode()
-    match = re.search(r"\bv?(\d+)\.(\d+)\.(\d+)", said)
-    if not match or not (1, 7) <= (int(match[1]), int(match[2])) < (3, 0):
-        raise CapabilityError(f"containerd is {said.strip()!r}, expected 1.7 to 2.x", hint="install containerd 1.7 or newer")
-    return ".".join(match.groups())
-
-
 @contextmanager
-def containerd(root: Path, folder: Path, *, cri: bool = False) -> Iterator[Containerd]:
+def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Programs | None = None) -> Iterator[Containerd]:
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
-    cri: with the CRI plugin, which then takes stock of the images as it does on a node.
+    cri: with the CRI plugin, which then takes stock of the images as it does on a node. programs: None finds them.
     """
-    found = version()
+    found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
     file.write_text(config(root, folder / "state", socket, cri=cri))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
+        *found.with_path(),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
-        process.need("containerd"),
+        found.containerd,
         "--config",
         file,
     ]
@@ -204,7 +202,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False) -> Iterator[Conta
 
 
 def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
-    """containerd's configuration, version 2, which 1.7 and 2.x read. Strings are JSON, which is also TOML."""
+    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML."""
     disabled = list(_UNUSED) + ([] if cri else list(_CRI))
     lines = [
         "version = 2",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from builder import process, units
 from builder.errors import BuilderError, CapabilityError, IntegrityError
-from builder.node.gpt import Partition
+from builder.node.targets import Extent
 
 GIB = 1 << 30
 MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
@@ -62,13 +62,13 @@ def has_loop() -> bool:
 
 
 @contextmanager
-def attached(path: Path, partition: Partition) -> Iterator[Path]:
-    """A loop device of the partition alone; detached at the end, also after an error."""
+def attached(path: Path, extent: Extent) -> Iterator[Path]:
+    """A loop device of the file system alone; detached at the end, also after an error."""
     if not has_loop():
         raise CapabilityError("/dev/loop-control: no loop devices here", hint="run in a privileged container, or use --no-loop")
     done = process.run([
-        process.need("losetup", "util-linux"), "--find", "--show", "--offset", str(partition.offset),
-        "--sizelimit", str(partition.size), path,
+        process.need("losetup", "util-linux"), "--find", "--show", "--offset", str(extent.offset),
+        "--sizelimit", str(extent.size), path,
     ])  # fmt: skip
     device = Path(done.stdout.decode().strip())
     try:
@@ -100,9 +100,9 @@ def unmount(point: Path) -> None:
     raise BuilderError(f"{point}: cannot be unmounted: {done.stderr.decode().strip()}", hint=f"umount {point}")
 
 
-def make_xfs(device: Path) -> None:
+def make_xfs(device: Path, *, label: str = "") -> None:
     """XFS with features that every kernel from 6.1 on mounts; refused if this mkfs.xfs cannot make one."""
-    process.run([process.need("mkfs.xfs", "xfsprogs"), "-q", "-K", *XFS_OPTIONS, device])
+    process.run([process.need("mkfs.xfs", "xfsprogs"), "-q", "-K", *XFS_OPTIONS, *(["-L", label] if label else []), device])
     with device.open("rb") as raw:
         superblock = raw.read(512)
     (features,) = struct.unpack_from(">I", superblock, _XFS_INCOMPAT_AT)
@@ -111,14 +111,14 @@ def make_xfs(device: Path) -> None:
                              hint="use xfsprogs 6.1 to 6.12")  # fmt: skip
 
 
-def make_ext4_from(tree: Path, path: Path, partition: Partition) -> None:
-    """ext4 inside the partition of the disk file `path`, filled with `tree`: no loop device, no mount.
+def make_ext4_from(tree: Path, path: Path, extent: Extent, *, label: str = "") -> None:
+    """ext4 at its place in the disk file `path`, filled with `tree`: no loop device, no mount.
 
     mke2fs -d keeps owners, modes, device nodes and extended attributes (trusted.overlay.*, security.*) of the tree.
     """
     process.run([
         process.need("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0", "-d", tree,
-        "-E", f"offset={partition.offset}", path, f"{partition.size // 1024}k",
+        "-E", f"offset={extent.offset}", *(["-L", label] if label else []), path, f"{extent.size // 1024}k",
     ])  # fmt: skip
 
 

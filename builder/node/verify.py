@@ -20,7 +20,8 @@ from typing import Any
 
 from builder import process, units
 from builder.errors import BuilderError, ClaimError, ConfigError, IntegrityError
-from builder.node import bottlerocket, containerd, disk, gpt, workplace
+from builder.node import containerd, disk, gpt, volume, workplace
+from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS
 from builder.progress import NoProgress, Progress, step
 
 MIN_FREE = 0.15  # kubelet evicts pods below 15 % free on the image file system (nodefs/imagefs defaults)
@@ -143,7 +144,7 @@ def _inspect(plan: VerifyPlan, place: workplace.Workplace, notes: _Notes,
     low = [f"{free:.0%} of {units.format_size(usage.total)}, expected {MIN_FREE:.0%}"] if free < MIN_FREE else []
     notes.add("free space", f"{free:.1%} of {units.format_size(usage.total)}", low)
     runs: list[ContainerRun] = []
-    images, caches = record.get("images", []), root / bottlerocket.CONTAINERD
+    images, caches = record.get("images", []), root / CONTAINERD
     with step(progress, "bake: second containerd, start without pull"):
         with containerd.containerd(caches, place.folder) as daemon:  # without CRI, which mends labels as it starts
             _audit_references(daemon, notes)
@@ -169,7 +170,7 @@ def _audit_table(path: Path, notes: _Notes) -> gpt.Partition | None:
         return None
     found = table.partitions[0]
     size = path.stat().st_size
-    expected = bottlerocket.partition(size - size % gpt.MIB)
+    expected = BOTTLEROCKET.partition(size - size % gpt.MIB)
     for name in ("type_guid", "guid", "label", "first", "last"):
         is_, should = getattr(found, name), getattr(expected, name)
         findings += [] if is_ == should else [f"{name} is {str(is_)!r}, expected {str(should)!r}"]
@@ -178,31 +179,31 @@ def _audit_table(path: Path, notes: _Notes) -> gpt.Partition | None:
 
 
 def _record(root: Path, notes: _Notes) -> dict[str, Any]:
-    path = root / bottlerocket.RECORD
+    path = root / volume.RECORD
     try:
         raw = json.loads(path.read_text())
-        if not isinstance(raw, dict) or raw.get("format") != bottlerocket.RECORD_FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") != volume.RECORD_FORMAT:
             raise ValueError(f"format {raw.get('format') if isinstance(raw, dict) else raw!r}")
     except (OSError, ValueError) as exc:
-        notes.add("build record", "", [f"/{bottlerocket.RECORD}: {exc}"])
+        notes.add("build record", "", [f"/{volume.RECORD}: {exc}"])
         return {}
     notes.add("build record", f"{raw['tool']}, containerd {raw['containerd']}, {raw['filesystem']}", [])
     return raw
 
 
 def _audit_labels(root: Path, notes: _Notes) -> None:
-    bare = bottlerocket.unlabelled(root)
-    findings = [f"/{p.relative_to(root)}: not {bottlerocket.LABEL.decode()}" for p in bare[:SHOWN]]
+    bare = volume.unlabelled(root, BOTTLEROCKET)
+    findings = [f"/{p.relative_to(root)}: not {context}" for p, context in bare[:SHOWN]]
     findings += [f"and {len(bare) - SHOWN} more"] if len(bare) > SHOWN else []
-    folder = root / bottlerocket.CONTAINERD
-    extra = sorted(p.name for p in folder.iterdir() if p.name not in bottlerocket.CACHE_TREES) if folder.is_dir() else []
-    findings += [f"/{bottlerocket.CONTAINERD}/{name}: does not belong on a node image" for name in extra]
-    notes.add("SELinux labels", bottlerocket.LABEL.decode(), findings)
+    folder = root / CONTAINERD
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in CACHE_TREES) if folder.is_dir() else []
+    findings += [f"/{CONTAINERD}/{name}: does not belong on a node image" for name in extra]
+    notes.add("SELinux labels", ", ".join(sorted(set(BOTTLEROCKET.contexts.values()))), findings)
 
 
 def _audit_blobs(root: Path, record: dict[str, Any], notes: _Notes) -> None:
     """Every blob is what its name says; manifests and configs are there, compressed layers are not."""
-    folder = root / bottlerocket.CONTAINERD / bottlerocket.CACHE_TREES[0] / "blobs" / "sha256"
+    folder = root / CONTAINERD / CACHE_TREES[0] / "blobs" / "sha256"
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     findings = []
     for path in there:
@@ -223,7 +224,7 @@ def _audit_layers(root: Path, record: dict[str, Any], notes: _Notes) -> None:
     for image in record.get("images", []):
         for layer in image["unpacked"]:
             folder, count = root / layer["path"], count + 1
-            found = bottlerocket.tree_digest(folder) if folder.is_dir() else "missing"
+            found = volume.tree_digest(folder) if folder.is_dir() else "missing"
             if found != layer["sha256"]:
                 findings.append(
                     f"{image['reference']}: layer {layer['chain']} at /{layer['path']} is {found}, expected {layer['sha256']}"
@@ -232,7 +233,7 @@ def _audit_layers(root: Path, record: dict[str, Any], notes: _Notes) -> None:
 
 
 def _audit_weights(root: Path, record: dict[str, Any], notes: _Notes) -> None:
-    models = root / bottlerocket.MODELS
+    models = root / MODELS
     there = {f"sha256:{p.name}": p for p in models.iterdir()} if models.is_dir() else {}
     expected: dict[str, int] = record.get("weights", {})
     findings = [f"{digest}: {'not on the disk' if digest in expected else 'on the disk, not in the build record'}"
@@ -304,8 +305,8 @@ def _start(daemon: containerd.Containerd, image: dict[str, Any], plan: VerifyPla
         notes.add(name, "", ["its entry point is not known to end by itself; say what to run with --run"])
         return []
     reference = _by_digest(image)
-    models = place.mount / bottlerocket.MODELS
-    mount = f"type=bind,src={models},dst=/{bottlerocket.MODELS},options=rbind:ro"
+    models = place.mount / MODELS
+    mount = f"type=bind,src={models},dst=/{MODELS},options=rbind:ro"
     begun = time.monotonic()
     argv = (*image["entrypoint"], *arguments)  # ctr run replaces the entry point where it is given arguments
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from builder.errors import ConfigError, IntegrityError
 from builder.format.volume import lock_file, marker_digest, model_dir
-from builder.node.bottlerocket import walk
 from builder.node.inputs import WeightsInput
+from builder.node.volume import walk
 from builder.progress import Progress
 from builder.transfer.check import check_folder
 from builder.transfer.manifests import read_manifest

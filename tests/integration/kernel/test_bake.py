@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError, IntegrityError
-from builder.node import bottlerocket, containerd, disk, gpt, workplace
+from builder.node import containerd, disk, gpt, volume, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.blocks import BLOCK
 from builder.node.inputs import ImageInput, WeightsInput
+from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS
 from builder.node.verify import VerifyPlan, verify
 from builder.transfer.restore import restore
 from builder.transfer.source import FolderSource
@@ -102,19 +103,19 @@ def test_the_disk_holds_what_its_record_says(baked: DataVolume, weights: Path) -
     assert 0 < baked.blocks < 64 << 20 >> 19
     assert baked.nonzero_bytes == baked.blocks * BLOCK
     with opened(baked.path) as root:
-        record = json.loads((root / bottlerocket.RECORD).read_text())
+        record = json.loads((root / volume.RECORD).read_text())
         assert record["weights"] == baked.weights
         assert [row["reference"] for row in record["images"]] == [NAME]
-        folder = root / bottlerocket.CONTAINERD
-        assert {p.name for p in folder.iterdir()} == set(bottlerocket.CACHE_TREES)  # no identity of this machine
-        (models,) = (root / bottlerocket.MODELS).iterdir()
+        folder = root / CONTAINERD
+        assert {p.name for p in folder.iterdir()} == set(CACHE_TREES)  # no identity of this machine
+        (models,) = (root / MODELS).iterdir()
         names = {p.relative_to(weights).as_posix() for p in weights.rglob("*") if p.is_file()}
-        for path in bottlerocket.walk(models):
+        for path in volume.walk(models):
             found = path.lstat()
             assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, 0, 0o755 if path.is_dir() else 0o644)
             names.discard(path.relative_to(models).as_posix())
         assert not names
-        labelled = os.getxattr(folder / bottlerocket.CACHE_TREES[2] / "snapshots", "security.selinux")
+        labelled = os.getxattr(folder / CACHE_TREES[2] / "snapshots", "security.selinux")
         assert labelled == b"system_u:object_r:cache_t:s0"
 
 
@@ -123,8 +124,8 @@ def test_layers_that_replace_and_hide_keep_their_marks(tmp_path: Path, loop: boo
     """A whiteout and an opaque folder become what overlayfs reads: a 0/0 device and trusted.overlay.opaque."""
     folder = tmp_path / "layout"
     oci.write_layout(folder, whiteout=True)
-    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(folder),), size=SIZE, loop=loop))
-    report = verify(VerifyPlan(volume.path, run=("/bin/sh", "-c", "test ! -e /bin/true; test ! -e /opt/base/gone; echo ok")))
+    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(folder),), size=SIZE, loop=loop))
+    report = verify(VerifyPlan(made.path, run=("/bin/sh", "-c", "test ! -e /bin/true; test ! -e /opt/base/gone; echo ok")))
     assert report.runs[0].output == "ok\n"
 
 
@@ -132,10 +133,10 @@ def test_without_loop_devices_the_disk_is_ext4_and_as_good(layout: Path, weights
     plan = BakePlan(
         tmp_path / "e.img", images=(ImageInput(layout),), weights=(WeightsInput(folder=weights),), size=SIZE, loop=False
     )
-    volume = bake(plan)
-    assert volume.filesystem == "ext4"
+    made = bake(plan)
+    assert made.filesystem == "ext4"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e.img"]  # no tree stays
-    assert verify(VerifyPlan(volume.path, run=RUN)).runs[0].output == "10001\nsecond layer\n"
+    assert verify(VerifyPlan(made.path, run=RUN)).runs[0].output == "10001\nsecond layer\n"
 
 
 def test_an_archive_two_images_and_weights_from_a_store(layout: Path, model: Model, tmp_path: Path) -> None:
@@ -143,30 +144,30 @@ def test_an_archive_two_images_and_weights_from_a_store(layout: Path, model: Mod
     images = (ImageInput(oci.tar_layout(layout, tmp_path / "a.tar")), ImageInput(tmp_path / "other", "acme/other:v2"))
     store = model.store(tmp_path / "store")
     plan = BakePlan(tmp_path / "t.img", images=images, weights=(WeightsInput(store=str(store)),), size=SIZE)
-    volume = bake(plan)
-    report = verify(VerifyPlan(volume.path, run=RUN))
+    made = bake(plan)
+    report = verify(VerifyPlan(made.path, run=RUN))
     assert [(r.reference.split("@")[0], r.output.split()[-1]) for r in report.runs] == [
         ("registry.example.com/llm/tiny", "layer"),
         ("docker.io/acme/other", "other"),
     ]
-    assert list(volume.weights) == [model.manifest.digest]
+    assert list(made.weights) == [model.manifest.digest]
 
 
 def test_the_entry_point_gets_the_arguments(tmp_path: Path) -> None:
     oci.write_layout(tmp_path / "layout", entrypoint=("/bin/cat", "/opt/app/data.txt"))
-    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
-    (run,) = verify(VerifyPlan(volume.path, run=("/opt/base/gone",))).runs
+    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
+    (run,) = verify(VerifyPlan(made.path, run=("/opt/base/gone",))).runs
     assert run.output == "second layer\ng"
     assert run.arguments == ("/bin/cat", "/opt/app/data.txt", "/opt/base/gone")
     with pytest.raises(ClaimError, match="say what to run with --run"):  # a server would not end
-        verify(VerifyPlan(volume.path))
+        verify(VerifyPlan(made.path))
 
 
 def test_an_image_of_ours_that_runs_as_root_breaks_its_claim(tmp_path: Path) -> None:
     oci.write_layout(tmp_path / "layout", user="0", entrypoint=("/bin/true", "-m", "builder.runtime"))
-    volume = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
+    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
     with pytest.raises(ClaimError, match="runs as 0, expected another user than root"):
-        verify(VerifyPlan(volume.path))
+        verify(VerifyPlan(made.path))
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def _snapshot(root: Path) -> Path:
-    return root / bottlerocket.CONTAINERD / bottlerocket.CACHE_TREES[2] / "snapshots"
+    return root / CONTAINERD / CACHE_TREES[2] / "snapshots"
 
 
 def _remove_layer(root: Path) -> None:
@@ -201,7 +202,7 @@ def _remove_label(root: Path) -> None:
 
 
 def _flip_weight(root: Path) -> None:
-    path = next((root / bottlerocket.MODELS).rglob("part-1.safetensors"))
+    path = next((root / MODELS).rglob("part-1.safetensors"))
     with path.open("r+b") as out:
         out.seek(123_456)
         byte = out.read(1)[0]
@@ -210,7 +211,7 @@ def _flip_weight(root: Path) -> None:
 
 
 def _flip_config(root: Path) -> None:
-    blobs = root / bottlerocket.CONTAINERD / bottlerocket.CACHE_TREES[0] / "blobs" / "sha256"
+    blobs = root / CONTAINERD / CACHE_TREES[0] / "blobs" / "sha256"
     path = min(blobs.iterdir(), key=lambda p: p.stat().st_size)
     path.write_bytes(path.read_bytes()[:-1] + b" ")
 
@@ -231,8 +232,8 @@ def _fill(root: Path) -> None:
         (_flip_weight, "weights: sha256:[0-9a-f]{64}: .*part-1.safetensors"),
         (_flip_config, "content: sha256:[0-9a-f]{64} has sha256"),
         (_fill, "free space: .* expected 15%"),
-        (lambda root: (root / bottlerocket.RECORD).unlink(), "build record: .*bake.json"),
-        (lambda root: (root / bottlerocket.CONTAINERD / "junk").mkdir(), "var/lib/containerd/junk: does not belong"),
+        (lambda root: (root / volume.RECORD).unlink(), "build record: .*bake.json"),
+        (lambda root: (root / CONTAINERD / "junk").mkdir(), "var/lib/containerd/junk: does not belong"),
     ],
 )
 def test_verify_finds_damage(baked: DataVolume, tmp_path: Path, damage: object, says: str) -> None:
@@ -258,10 +259,10 @@ def test_verify_finds_what_kubelet_would_not(baked: DataVolume, tmp_path: Path, 
     part = gpt.read(path).partitions[0]
     by_digest = f"{NAME.rsplit(':', 1)[0]}@{baked.images[0]['digest']}"
     with workplace.workplace(path) as place, disk.attached(path, part) as device, disk.mounted(device, place.mount) as root:
-        with containerd.containerd(root / bottlerocket.CONTAINERD, place.folder) as daemon:
+        with containerd.containerd(root / CONTAINERD, place.folder) as daemon:
             daemon.ctr(*(by_digest if word == "DIGEST" else word for word in ctr))
-        bottlerocket.keep_only_caches(root)
-        bottlerocket.label_all(root)
+        volume.keep_only_caches(root)
+        volume.label_all(root, BOTTLEROCKET)
     with pytest.raises(ClaimError, match=says):
         verify(VerifyPlan(path, run=RUN))
 
@@ -373,6 +374,7 @@ def _arguments() -> list[str]:
 HANGING = """
 import sys
 from pathlib import Path
+from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS
 from builder.node.verify import VerifyPlan, verify
 verify(VerifyPlan(Path(sys.argv[1]), run=("/bin/sleep", "98.7")))
 """

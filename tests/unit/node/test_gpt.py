@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 
 from builder import process
 from builder.errors import IntegrityError
-from builder.node import bottlerocket, gpt
+from builder.node import gpt
+from builder.node.targets import BOTTLEROCKET
 from tests.conftest import missing
 
 DISK = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+TABLE = BOTTLEROCKET.table
+assert TABLE is not None
 SIZE = 1 << 30
+
+
+def partition(size: int) -> gpt.Partition:
+    found = BOTTLEROCKET.partition(size)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -25,17 +34,17 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     with path.open("wb") as out:
         out.truncate(SIZE)
-    gpt.write(path, DISK, bottlerocket.partition(SIZE))
+    gpt.write(path, DISK, partition(SIZE))
     return path
 
 
 def test_the_bytes_are_those_that_sgdisk_writes() -> None:
     """Compared once with sgdisk 1.0.9 (`-n 0:1M:... -t -u -c -U`): both ends were equal, byte for byte."""
-    head, tail = gpt.encode(SIZE, DISK, bottlerocket.partition(SIZE))
+    head, tail = gpt.encode(SIZE, DISK, partition(SIZE))
     assert (len(head), len(tail)) == (34 * 512, 33 * 512)
     assert head[512:520] == b"EFI PART"
     # The type GUID as it lies on disk: the first three groups little endian.
-    assert head[1024:1040].hex() == uuid.UUID(bottlerocket.TYPE_GUID).bytes_le.hex()
+    assert head[1024:1040].hex() == uuid.UUID(TABLE.type_guid).bytes_le.hex()
     assert head[1024 + 56 : 1024 + 56 + 34] == "BOTTLEROCKET-DATA".encode("utf-16-le")
     assert hashlib.sha256(head + tail).hexdigest() == GOLDEN
 
@@ -57,8 +66,8 @@ def test_a_sound_table_reads_back(disk: Path) -> None:
     (part,) = table.partitions
     assert (part.label, str(part.type_guid), str(part.guid)) == (
         "BOTTLEROCKET-DATA",
-        bottlerocket.TYPE_GUID,
-        bottlerocket.PART_GUID,
+        TABLE.type_guid,
+        TABLE.guid,
     )
     assert (part.offset, part.size) == (1 << 20, SIZE - (2 << 20))
 
@@ -88,7 +97,7 @@ def test_damage_of_both_copies_is_refused(disk: Path) -> None:
 
 
 def test_copies_that_differ_are_a_fault(disk: Path) -> None:
-    other, _ = gpt.encode(SIZE, uuid.UUID(int=1), bottlerocket.partition(SIZE))
+    other, _ = gpt.encode(SIZE, uuid.UUID(int=1), partition(SIZE))
     with disk.open("r+b") as out:
         out.write(other)
     assert gpt.read(disk).faults == ("primary and backup table differ",)
@@ -96,7 +105,7 @@ def test_copies_that_differ_are_a_fault(disk: Path) -> None:
 
 @given(mib=st.integers(3, 1 << 24))
 def test_the_partition_leaves_a_mebibyte_at_either_end(mib: int) -> None:
-    part = bottlerocket.partition(mib << 20)
+    part = partition(mib << 20)
     assert part.offset == 1 << 20
     assert part.offset + part.size == (mib - 1) << 20
 
@@ -104,7 +113,7 @@ def test_the_partition_leaves_a_mebibyte_at_either_end(mib: int) -> None:
 @pytest.mark.parametrize("size", [0, 2 << 20, (3 << 20) + 512])
 def test_a_size_that_is_not_whole_mebibytes_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="whole MiB"):
-        bottlerocket.partition(size)
+        partition(size)
 
 
 def _flip(path: Path, at: int) -> None:

@@ -1,13 +1,10 @@
-"""What lies on Bottlerocket's data volume, and what the node expects of it.
+"""What lies on a node's data volume, and how it is labelled, digested and recorded.
 
-    /                         root of the file system; the node mounts var, opt and mnt from it
-      var/lib/containerd/     content, metadata, overlayfs snapshots, and nothing else
-      var/lib/builder/models/<64 hex>/    restored weights (builder/format/volume.py)
-      var/lib/builder/bake.json           what was baked, from what, with what
-      opt/ mnt/
-
-Sources: twoliter `partyplanner` and bottlerocket-core-kit `prepare-local-fs.service`, `local.mount`,
-`release-repart-local.conf`, `selinux-policy/rules.cil`.
+/                         root of the file system; Bottlerocket mounts var, opt and mnt from it
+  var/lib/containerd/     content, metadata, overlayfs snapshots, and nothing else
+  var/lib/builder/models/<64 hex>/    restored weights (builder/format/volume.py)
+  var/lib/builder/bake.json           what was baked, from what, with what
+  opt/ mnt/
 """
 
 from __future__ import annotations
@@ -22,31 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import CapabilityError
-from builder.node.gpt import Partition, whole_disk
+from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS, Target
 
-TYPE_GUID = "626f7474-6c65-6474-6861-726d61726b73"
-PART_GUID = "5b94e8df-28b8-485c-9d19-362263b5944c"  # the preferred data partition
-# With the label, prepare-local-fs starts at once and both repart-data units are stopped; systemd-repart does not add
-# it to a partition that need not grow, so it is written here.
-PART_LABEL = "BOTTLEROCKET-DATA"
-CONTAINERD = "var/lib/containerd"
-MODELS = "var/lib/builder/models"
 RECORD = "var/lib/builder/bake.json"
-# The policy's own typetransitions create exactly these three as cache_t; pods may read and execute that type but not
-# write it, root with a hostPath mount included (measured: denied with the label, written without).
-CACHE_TREES = (
-    "io.containerd.content.v1.content",
-    "io.containerd.metadata.v1.bolt",
-    "io.containerd.snapshotter.v1.overlayfs",
-)
 LABEL_KEY = "security.selinux"
-LABEL = b"system_u:object_r:cache_t:s0"
 RECORD_FORMAT = 1
-
-
-def partition(size: int) -> Partition:
-    """The data partition of a disk of `size` bytes."""
-    return whole_disk(size, type_guid=TYPE_GUID, guid=PART_GUID, label=PART_LABEL)
 
 
 def make_folders(root: Path) -> None:
@@ -65,24 +42,16 @@ def keep_only_caches(root: Path) -> list[str]:
     return [path.name for path in extra]
 
 
-def labelled_roots(root: Path) -> list[Path]:
-    """Folders whose every entry carries LABEL: the containerd caches and each model. models/ itself stays bare, so that
-    a prefetch job may add a model beside the baked ones."""
-    caches = [root / CONTAINERD / name for name in CACHE_TREES]
-    models = root / MODELS
-    return [p for p in caches if p.exists()] + (sorted(p for p in models.iterdir() if p.is_dir()) if models.is_dir() else [])
-
-
-def label_all(root: Path) -> int:
-    """Set LABEL on everything that carries it; links themselves, never their targets. Returns the number of entries.
+def label_all(root: Path, target: Target) -> int:
+    """Set the target's contexts; on links themselves, never on what they point to. Returns the number of entries.
 
     Raises CapabilityError where the kernel refuses the attribute (no CAP_SYS_ADMIN, or a file system without it).
     """
     count = 0
-    for top in labelled_roots(root):
+    for top, context in target.labelled(root):
         for path in walk(top):
             try:
-                os.setxattr(path, LABEL_KEY, LABEL, follow_symlinks=False)
+                os.setxattr(path, LABEL_KEY, context.encode(), follow_symlinks=False)
             except OSError as exc:
                 raise CapabilityError(f"{path}: cannot set {LABEL_KEY}: {exc.strerror}",
                                       hint="run as root, in a container with CAP_SYS_ADMIN") from exc  # fmt: skip
@@ -90,14 +59,14 @@ def label_all(root: Path) -> int:
     return count
 
 
-def unlabelled(root: Path) -> list[Path]:
-    """Entries that should carry LABEL and do not."""
-    return [path for top in labelled_roots(root) for path in walk(top) if not has_label(path)]
+def unlabelled(root: Path, target: Target) -> list[tuple[Path, str]]:
+    """Entries without the context that they should carry, and that context."""
+    return [(path, context) for top, context in target.labelled(root) for path in walk(top) if not has_label(path, context)]
 
 
-def has_label(path: Path) -> bool:
+def has_label(path: Path, context: str) -> bool:
     try:
-        return os.getxattr(path, LABEL_KEY, follow_symlinks=False).rstrip(b"\0") == LABEL
+        return os.getxattr(path, LABEL_KEY, follow_symlinks=False).rstrip(b"\0") == context.encode()
     except OSError:
         return False
 

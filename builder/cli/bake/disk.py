@@ -1,17 +1,16 @@
-"""`builder bake disk | verify | lint`."""
+"""`builder bake disk`."""
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from builder.cli.bake.evidence import evidence, verified
 from builder.cli.common import Session, file_option, options, table
 from builder.errors import ConfigError
-from builder.units import count
 
 if TYPE_CHECKING:
     from builder.config.load import Loaded
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
     from builder.node.verify import VerifyDisk
 
 
-@click.group()
-def command() -> None:
-    """Write and verify a pre-seeded node volume: images unpacked and pinned, so that a node starts them with no pull."""
-
-
-@command.command("disk")
+@click.command("disk")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @options
 @file_option
@@ -43,7 +37,7 @@ def command() -> None:
 @click.option("--run", "run", default=None, metavar="ARGS", help="Arguments for the image's entry point when verifying.")
 @click.option("--snapshot-id", default="", help="Write this id into the manifest instead of ${SNAPSHOT_ID}.")
 @click.option("--cluster", default="", help="Write this cluster name into the manifest instead of ${CLUSTER_NAME}.")
-def disk(session: Session, out: Path, file: Path | None, images: tuple[str, ...], layouts: tuple[str, ...],
+def command(session: Session, out: Path, file: Path | None, images: tuple[str, ...], layouts: tuple[str, ...],
          weights: tuple[Path, ...], target: str, size: str | None, no_loop: bool, force: bool, check: bool,
          run: str | None, snapshot_id: str, cluster: str) -> None:  # fmt: skip
     """Bake OUT, a raw disk with images and small weights, and the files that a cluster needs to use it.
@@ -62,7 +56,7 @@ def disk(session: Session, out: Path, file: Path | None, images: tuple[str, ...]
         chosen, models = _inputs(loaded, images, layouts, weights, Path(scratch))
         plan = BakePlan(out, chosen, models, size=_size(size, settings), loop=not no_loop, force=force)
         volume = pipeline.bake_volume(plan, progress=session.progress)
-    report = _verified(session, out, run) if check and not no_loop else None
+    report = verified(session, out, run) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = specs.write(out)
     data = {
@@ -72,35 +66,6 @@ def disk(session: Session, out: Path, file: Path | None, images: tuple[str, ...]
         "files": [str(path) for path in written],
     }
     session.show(data, _story(volume, specs, report, written))
-
-
-@command.command("verify")
-@click.argument("image", type=click.Path(path_type=Path), metavar="DISK")
-@options
-@click.option("--run", "run", default=None, metavar="ARGS", help="Arguments for the image's entry point. Default: --help.")
-def verify(session: Session, image: Path, run: str | None) -> None:
-    """Prove that a copy of DISK starts its images with no pull; exit 7 with every finding if not."""
-    report = _verified(session, image, run)
-    session.show(report.to_json(), _evidence(report))
-
-
-@command.command("lint")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options
-@click.option("--disk", "disk_path", type=click.Path(path_type=Path), default=None, help="The baked disk, to compare sizes.")
-@click.option("--strict", is_flag=True, help="Warnings fail too.")
-def lint(session: Session, paths: tuple[Path, ...], disk_path: Path | None, strict: bool) -> None:
-    """Find in manifests and user data what would make a node ignore, lose or pull again what was baked; exit 2 if so."""
-    from builder.node.lint import lint as check
-
-    if disk_path and not disk_path.is_file():
-        raise ConfigError(f"{disk_path}: no such file")
-    findings = check(list(paths), disk_bytes=disk_path.stat().st_size if disk_path else 0)
-    failing = [f for f in findings if strict or f.severity == "error"]
-    human = "\n".join(f"{f}\n    {f.hint}" for f in findings) or "nothing found"
-    what = f"{count(len(failing), 'finding')} would cost the cache"
-    error = ConfigError(what, hint="correct them, and run bake lint again") if failing else None
-    session.conclude({"findings": [f.to_json() for f in findings]}, human, error)
 
 
 def _settings(loaded: Loaded | None) -> Bake:
@@ -154,14 +119,6 @@ def _size(text: str | None, settings: Bake) -> int:
         raise ConfigError(f"--size: {exc}") from exc
 
 
-def _verified(session: Session, path: Path, run: str | None) -> VerifyDisk:
-    from builder import pipeline
-    from builder.node.verify import VerifyPlan
-
-    arguments = tuple(shlex.split(run)) if run is not None else None
-    return pipeline.prove_volume(VerifyPlan(path, run=arguments), progress=session.progress)
-
-
 def _specs(volume: DataVolume, settings: Bake, name: str, snapshot_id: str, cluster: str) -> NodeSpecs:
     from builder import pipeline
     from builder.node.specs import CLUSTER, SNAPSHOT
@@ -179,17 +136,7 @@ def _story(volume: DataVolume, specs: NodeSpecs, report: VerifyDisk | None, writ
     lines += [f"  removed  {text} of a killed run" for text in volume.cleaned]
     lines += [
         "",
-        _evidence(report) if report else f"not verified; on a machine with loop devices: builder bake verify {volume.path}",
+        evidence(report) if report else f"not verified; on a machine with loop devices: builder bake verify {volume.path}",
     ]
     lines += ["", f"hydration: {specs.hydration}", *([f"  {specs.hydration.advice}"] if specs.hydration.advice else [])]
     return "\n".join([*lines, "", *(f"wrote {path}" for path in written)])
-
-
-def _evidence(report: VerifyDisk) -> str:
-    from builder.units import format_seconds
-
-    lines = [f"verified with containerd {report.containerd} in {format_seconds(report.seconds)}"]
-    lines += [f"  ok  {name}: {text}" for name, text in report.checks.items()]
-    for run in report.runs:
-        lines.append(f"  {shlex.join(run.arguments)} as {run.user} in {format_seconds(run.seconds)}, no pull")
-    return "\n".join(lines)
