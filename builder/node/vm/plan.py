@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builder.node.programs import Programs
+
 TIMEOUT_S = 300.0  # a boot takes 13 s of two free cores under software emulation; a busy machine is many times slower
 RUN_S = 120.0
 MEMORY_MIB = 1536  # 120 MiB of it are the programs in the initial RAM disk; containerd and one container need about 200
@@ -25,7 +27,7 @@ class VmPlan:
 
     target: what the disk was baked for; decides how it is found and mounted (builder.node.vm.volumes).
     kernel: a bzImage, or None for the newest usable one on this machine (builder.node.vm.kernel).
-    containerd, ctr, shim, runc: programs that run in the machine, None for the installed ones.
+    programs: the containerd that runs in the machine, None for the installed one.
     timeout_s: for the whole boot. run_s: for one container.
     selinux: under an enforcing policy that models Bottlerocket's rules; also tries to write into a cached layer.
     console: where the machine's console is kept, also after a failure; None keeps the end of it in the error only.
@@ -36,10 +38,7 @@ class VmPlan:
     commands: tuple[VmCommand, ...] = ()
     target: str = "bottlerocket"
     kernel: Path | None = None
-    containerd: Path | None = None
-    ctr: Path | None = None
-    shim: Path | None = None
-    runc: Path | None = None
+    programs: Programs | None = None
     memory_mib: int = MEMORY_MIB
     timeout_s: float = TIMEOUT_S
     run_s: float = RUN_S

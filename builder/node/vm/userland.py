@@ -7,35 +7,39 @@ from pathlib import Path
 
 from builder import process
 from builder.errors import CapabilityError
+from builder.node.programs import Programs
 from builder.node.vm.initrd import Entry
 from builder.node.vm.kernel import Kernel, read
-from builder.node.vm.plan import VmPlan
 
 APPLETS = (
-    "base64", "cat", "chmod", "cut", "dd", "dmesg", "echo", "findfs", "grep", "head", "insmod", "ls", "mkdir", "mount", "poweroff",
-    "rm", "sed", "sh", "sleep", "stty", "sync", "tail", "timeout", "tr", "umount", "wc",
+    "base64", "cat", "chroot", "dd", "dmesg", "echo", "findfs", "insmod", "mkdir", "mount", "poweroff",
+    "sed", "sh", "sleep", "stty", "sync", "tail", "timeout", "tr",
 )  # fmt: skip
 
 
-def entries(plan: VmPlan, kernel: Kernel) -> dict[str, Entry]:
+SHIM = "containerd-shim-runc-v2"
+
+
+def entries(found: Programs, kernel: Kernel) -> dict[str, Entry]:
     """Files of the machine, less its init. Raises CapabilityError that names the package of a missing program."""
-    found = {"bin/busybox": Entry(source=_static_busybox(), mode=0o755)}
-    found |= {f"bin/{name}": Entry(link="busybox") for name in APPLETS}
-    for name, path in programs(plan).items():
-        found[f"usr/bin/{name}"] = Entry(source=path, mode=0o755)
-        found |= {str(library).lstrip("/"): Entry(source=library, mode=0o755) for library in libraries(path)}
+    files = {"bin/busybox": Entry(source=_static_busybox(), mode=0o755)}
+    files |= {f"bin/{name}": Entry(link="busybox") for name in APPLETS}
+    for name, path in programs(found).items():
+        files[f"usr/bin/{name}"] = Entry(source=path, mode=0o755)
+        files |= {str(library).lstrip("/"): Entry(source=library, mode=0o755) for library in libraries(path)}
     for number, path in enumerate(kernel.modules):  # init loads them in the order of their names
-        found[f"modules/{number:03}-{path.name.split('.ko')[0]}.ko"] = Entry(body=read(path))
-    return found
+        files[f"modules/{number:03}-{path.name.split('.ko')[0]}.ko"] = Entry(body=read(path))
+    return files
 
 
-def programs(plan: VmPlan) -> dict[str, Path]:
+def programs(found: Programs) -> dict[str, Path]:
     """containerd, its client, its shim and runc."""
+    beside = found.containerd.with_name(SHIM)
     return {
-        "containerd": plan.containerd or process.need("containerd"),
-        "ctr": plan.ctr or process.need("ctr", "containerd"),
-        "containerd-shim-runc-v2": plan.shim or process.need("containerd-shim-runc-v2", "containerd"),
-        "runc": plan.runc or process.need("runc"),
+        "containerd": found.containerd,
+        "ctr": found.ctr,
+        SHIM: beside if beside.is_file() else process.need(SHIM, "containerd"),
+        "runc": process.need("runc"),
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.errors import ConfigError
+from builder.node.targets import CONTAINERD, MODELS, Target
 
-OPTIONS = "nosuid,nodev,noatime"  # Bottlerocket's local.mount; the mount units that we render for others say the same
+OPTIONS = "nosuid,nodev,noatime"  # Bottlerocket's local.mount; the mount unit that we render for others says the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +22,12 @@ class Volume:
     binds: tuple[tuple[str, str], ...]
 
 
-BOTTLEROCKET = Volume(
-    tag="PARTLABEL=BOTTLEROCKET-DATA",
-    point="/local",
-    binds=(("var", "/var"), ("opt", "/opt"), ("mnt", "/mnt")),  # var.mount, opt.mount, mnt.mount
-)
-BY_LABEL = Volume(
-    tag="LABEL=BUILDER-DATA",
-    point="/var/lib/builder/volume",
-    binds=(("var/lib/containerd", "/var/lib/containerd"), ("var/lib/builder/models", "/var/lib/builder/models")),
-)
-VOLUMES = {"bottlerocket": BOTTLEROCKET, "al2023-volume": BY_LABEL, "azure-data": BY_LABEL, "raw": BY_LABEL}
-
-
-def volume_of(target: str) -> Volume:
-    """Raises ConfigError for a target whose disk no containerd mounts by itself."""
-    if target not in VOLUMES:
-        raise ConfigError(f"--vm: a {target} disk is not started in a virtual machine, expected one of {', '.join(VOLUMES)}",
+def volume_of(target: Target) -> Volume:
+    """Raises ConfigError for a target whose disk holds no containerd root (gke-secondary)."""
+    if target.table:  # Bottlerocket's local.mount, then var.mount, opt.mount and mnt.mount
+        return Volume(f"PARTLABEL={target.table.label}", "/local", (("var", "/var"), ("opt", "/opt"), ("mnt", "/mnt")))
+    if not target.label:
+        raise ConfigError(f"a {target.name} disk is not started in a virtual machine: it holds no containerd root",
                           hint="verify it without --vm")  # fmt: skip
-    return VOLUMES[target]
+    binds = tuple((folder, f"/{folder}") for folder in (CONTAINERD, MODELS))
+    return Volume(f"LABEL={target.label}", "/var/lib/builder/volume", binds)

@@ -1,0 +1,122 @@
+"""The boot of a baked disk, from the plan to what was seen."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from builder import render
+from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
+from builder.node import containerd, programs, targets, workplace
+from builder.node.vm import initrd, kernel, qemu, report, userland, volumes
+from builder.node.vm.initrd import Entry
+from builder.node.vm.plan import VmBoot, VmPlan
+from builder.progress import NoProgress, Progress, step
+
+SHOWN = 12  # lines of the console in an error
+SECTOR = 512
+
+
+def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
+    """Start the disk in a virtual machine without network, and the containers of the plan from it.
+
+    The disk is only read. No root is needed. When this returns or raises, Ctrl-C included, the machine is gone.
+    Raises ClaimError with every finding and the end of the console, CapabilityError where QEMU, a kernel, busybox or
+    containerd is missing or the time is up, ConfigError for a disk or kernel that is none.
+    """
+    _check(plan)
+    begun, volume = time.monotonic(), volumes.volume_of(targets.target(plan.target))
+    linux, runtime = kernel.find(plan.kernel), plan.programs or programs.find()
+    with workplace.terminable(), ExitStack() as stack:
+        # The name of what is made here; the baked disk itself must never be what a later clean-up removes.
+        ram_disk = (plan.scratch or Path(tempfile.gettempdir())) / f"{plan.disk.name}.{os.getpid()}.initrd"
+        stack.callback(ram_disk.unlink, missing_ok=True)
+        place = stack.enter_context(workplace.workplace(ram_disk, run=_run_folder()))
+        told = stack.enter_context(step(progress or NoProgress(), "bake: virtual machine"))
+        told.note("initial RAM disk")
+        initrd.write(ram_disk, userland.entries(runtime, linux) | _orders(plan, volume))
+        machine = qemu.Machine(
+            kernel=linux.image,
+            initrd=ram_disk,
+            disk=plan.disk,
+            append="console=ttyS0 panic=-1 quiet",
+            console=place.folder / "console.log",
+            report=place.folder / "report",
+            memory_mib=plan.memory_mib,
+        )
+        if plan.console:
+            stack.callback(_keep, machine.console, plan.console)
+        ended = qemu.run(machine, timeout_s=plan.timeout_s, last=report.LAST,
+                         watch=lambda said: told.note(report.parse(said, plan.commands).step))  # fmt: skip
+        seen = report.parse(_read(machine.report), plan.commands)
+        _judge(plan, ended, seen, _read(machine.console))
+    return VmBoot(
+        kernel=linux.version,
+        device=volume.tag,
+        filesystem=seen.filesystem,
+        containerd=runtime.version,
+        images=tuple(seen.images),
+        runs=tuple(seen.runs),
+        seconds={**seen.seconds(), "total": time.monotonic() - begun},
+        console=plan.console,
+    )
+
+
+def _check(plan: VmPlan) -> None:
+    if not plan.disk.is_file():
+        raise ConfigError(f"{plan.disk}: no such file")
+    size = plan.disk.stat().st_size
+    if size == 0 or size % SECTOR:
+        raise ConfigError(f"{plan.disk}: {size} bytes, expected a raw disk of whole sectors", hint="name the disk that bake wrote")
+    if platform.machine() != "x86_64":  # the programs of this machine run in the virtual one
+        raise CapabilityError(f"this machine is {platform.machine()}; the virtual machine is x86_64, expected the same",
+                              hint="verify without --vm")  # fmt: skip
+
+
+def _orders(plan: VmPlan, volume: volumes.Volume) -> Mapping[str, Entry]:
+    """What this boot is to do: its init, and containerd's configuration, which is a node's."""
+    script = render.text(
+        "node/vm/init.sh.j2", volume=volume, options=volumes.OPTIONS, commands=plan.commands, models=targets.MODELS,
+        run_s=max(1, round(plan.run_s)),
+    )  # fmt: skip
+    socket = Path("/run/containerd/containerd.sock")
+    settings = containerd.config(Path("/", targets.CONTAINERD), Path("/run/containerd"), socket, cri=True)
+    return {"init": Entry(body=script.encode(), mode=0o755), "etc/containerd.toml": Entry(body=settings.encode())}
+
+
+def _judge(plan: VmPlan, ended: qemu.Ended, seen: report.Report, console: str) -> None:
+    """Raises unless the machine did all that the plan says."""
+    tail = [line for line in console.replace("\r", "").splitlines() if line.strip()][-SHOWN:]
+    shown = "".join(f"\n  | {line}" for line in tail)
+    if ended.late:
+        raise CapabilityError(f"{plan.disk}: the virtual machine was not done after {plan.timeout_s:.0f} s; "
+                              f"it was at: {seen.step}{shown}", hint="allow more time, or a machine with less to do")  # fmt: skip
+    if not ended.complete and not seen.marks:
+        said = f": {ended.errors}" if ended.errors else ""
+        raise BuilderError(f"{plan.disk}: the kernel did not start its first process{said}{shown}",
+                           hint="name another kernel with --kernel")  # fmt: skip
+    found = report.findings(seen, plan.commands, run_s=plan.run_s) if ended.complete else [f"the machine died at: {seen.step}"]
+    if found:
+        lines = "".join(f"\n  {finding}" for finding in found)
+        raise ClaimError(f"{plan.disk}: {len(found)} findings in the virtual machine:{lines}{shown}", hint="bake the disk again",
+                         where={"findings": found, "console": tail})  # fmt: skip
+
+
+def _run_folder() -> Path:
+    """Where work is locked and found by a later clean-up; not root's folder for those who may not write there."""
+    return workplace.RUN if os.geteuid() == 0 else Path(tempfile.gettempdir(), f"builder-{os.geteuid()}")
+
+
+def _keep(console: Path, where: Path) -> None:
+    if console.is_file():
+        shutil.copyfile(console, where)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
