@@ -14,7 +14,7 @@ from pathlib import Path
 from builder import render
 from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
 from builder.node import containerd, programs, targets, workplace
-from builder.node.vm import initrd, kernel, qemu, report, userland, volumes
+from builder.node.vm import initrd, kernel, qemu, report, selinux, userland, volumes
 from builder.node.vm.initrd import Entry
 from builder.node.vm.plan import VmBoot, VmPlan
 from builder.progress import NoProgress, Progress, step
@@ -31,7 +31,10 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
     containerd is missing or the time is up, ConfigError for a disk or kernel that is none.
     """
     _check(plan)
-    begun, volume = time.monotonic(), volumes.volume_of(targets.target(plan.target))
+    begun, target = time.monotonic(), targets.target(plan.target)
+    volume = volumes.volume_of(target)
+    if plan.selinux:
+        selinux.check(target, len(plan.commands))
     linux, runtime = kernel.find(plan.kernel), plan.programs or programs.find()
     with workplace.terminable(), ExitStack() as stack:
         # The name of what is made here; the baked disk itself must never be what a later clean-up removes.
@@ -40,12 +43,15 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
         place = stack.enter_context(workplace.workplace(ram_disk, run=_run_folder()))
         told = stack.enter_context(step(progress or NoProgress(), "bake: virtual machine"))
         told.note("initial RAM disk")
-        initrd.write(ram_disk, userland.entries(runtime, linux) | _orders(plan, volume))
+        files = userland.entries(runtime, linux) | _orders(plan, volume)
+        if plan.selinux:
+            files |= selinux.entries(userland.busybox(), place.folder)
+        initrd.write(ram_disk, files)
         machine = qemu.Machine(
             kernel=linux.image,
             initrd=ram_disk,
             disk=plan.disk,
-            append="console=ttyS0 panic=-1 quiet",
+            append="console=ttyS0 panic=-1 quiet" + (selinux.APPEND if plan.selinux else ""),
             console=place.folder / "console.log",
             report=place.folder / "report",
             memory_mib=plan.memory_mib,
@@ -63,6 +69,7 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
         containerd=runtime.version,
         images=tuple(seen.images),
         runs=tuple(seen.runs),
+        selinux=seen.probe,
         seconds={**seen.seconds(), "total": time.monotonic() - begun},
         console=plan.console,
     )
@@ -83,7 +90,7 @@ def _orders(plan: VmPlan, volume: volumes.Volume) -> Mapping[str, Entry]:
     """What this boot is to do: its init, and containerd's configuration, which is a node's."""
     script = render.text(
         "node/vm/init.sh.j2", volume=volume, options=volumes.OPTIONS, commands=plan.commands, models=targets.MODELS,
-        run_s=max(1, round(plan.run_s)),
+        run_s=max(1, round(plan.run_s)), selinux=selinux.CONTEXTS if plan.selinux else None, trees=selinux.trees(),
     )  # fmt: skip
     socket = Path("/run/containerd/containerd.sock")
     settings = containerd.config(Path("/", targets.CONTAINERD), Path("/run/containerd"), socket, cri=True)
@@ -101,7 +108,10 @@ def _judge(plan: VmPlan, ended: qemu.Ended, seen: report.Report, console: str) -
         said = f": {ended.errors}" if ended.errors else ""
         raise BuilderError(f"{plan.disk}: the kernel did not start its first process{said}{shown}",
                            hint="name another kernel with --kernel")  # fmt: skip
-    found = report.findings(seen, plan.commands, run_s=plan.run_s) if ended.complete else [f"the machine died at: {seen.step}"]
+    found = [f"the machine died at: {seen.step}"]
+    if ended.complete:
+        found = report.findings(seen, plan.commands, run_s=plan.run_s)
+        found += selinux.findings(seen.probe) if plan.selinux and not found else []
     if found:
         lines = "".join(f"\n  {finding}" for finding in found)
         raise ClaimError(f"{plan.disk}: {len(found)} findings in the virtual machine:{lines}{shown}", hint="bake the disk again",

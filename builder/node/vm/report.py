@@ -4,6 +4,7 @@
     found DEVICE FILESYSTEM
     images TEXT                          `ctr images ls`
     run NUMBER EXIT BEGUN ENDED USER TEXT
+    probe EXIT TEXT TEXT                 what the probe said; denials that the kernel logged
     fail WHAT TEXT
     end
 """
@@ -31,6 +32,7 @@ class Report:
     filesystem: str = ""
     images: dict[str, dict[str, str]] = field(default_factory=dict)
     runs: list[VmRun] = field(default_factory=list)
+    probe: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -69,6 +71,8 @@ def _take(report: Report, word: str, fields: list[str], commands: Sequence[VmCom
         command = commands[int(number)]
         seconds = float(ended) - float(begun)
         report.runs.append(VmRun(command.reference, command.argv, user, int(code), seconds, _text(text)))
+    elif word == "probe":
+        report.probe = _probe(int(fields[0]), _text(fields[1]), _text(fields[2]))
     elif word == "fail":
         report.findings.append(f"{fields[0]}: {_text(fields[1])}")
 
@@ -98,6 +102,13 @@ def _images(said: str) -> dict[str, dict[str, str]]:
     """Out of `ctr images ls`: REF TYPE DIGEST SIZE UNIT PLATFORMS LABELS; labels are k=v,k=v or -."""
     rows = (line.split() for line in said.splitlines()[1:])
     return {words[0]: dict(pair.split("=", 1) for pair in words[-1].split(",") if "=" in pair) for words in rows if words}
+
+
+def _probe(code: int, said: str, denials: str) -> dict[str, str]:
+    rows = (line.partition(" ") for line in said.splitlines())
+    cached = [line for line in denials.splitlines() if ":cache_t:" in line]
+    found = {key: value for key, _, value in rows} if code == 0 else {"failure": f"exit status {code}: {said.strip()}"}
+    return found | ({"denial": cached[0]} if cached else {})
 
 
 def _text(field: str) -> str:

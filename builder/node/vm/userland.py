@@ -12,8 +12,8 @@ from builder.node.vm.initrd import Entry
 from builder.node.vm.kernel import Kernel, read
 
 APPLETS = (
-    "base64", "cat", "chroot", "dd", "dmesg", "echo", "findfs", "insmod", "mkdir", "mount", "poweroff",
-    "sed", "sh", "sleep", "stty", "sync", "tail", "timeout", "tr",
+    "base64", "cat", "chroot", "dd", "dmesg", "echo", "findfs", "grep", "head", "insmod", "mkdir", "mount", "poweroff",
+    "sed", "sh", "sleep", "stty", "sync", "tail", "timeout", "tr", "umount",
 )  # fmt: skip
 
 
@@ -22,7 +22,7 @@ SHIM = "containerd-shim-runc-v2"
 
 def entries(found: Programs, kernel: Kernel) -> dict[str, Entry]:
     """Files of the machine, less its init. Raises CapabilityError that names the package of a missing program."""
-    files = {"bin/busybox": Entry(source=_static_busybox(), mode=0o755)}
+    files = {"bin/busybox": Entry(source=busybox(), mode=0o755)}
     files |= {f"bin/{name}": Entry(link="busybox") for name in APPLETS}
     for name, path in programs(found).items():
         files[f"usr/bin/{name}"] = Entry(source=path, mode=0o755)
@@ -53,7 +53,7 @@ def libraries(program: Path) -> list[Path]:
     return [Path(match) for match in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", said, re.MULTILINE)]
 
 
-def _static_busybox() -> Path:
+def busybox() -> Path:
     """busybox without libraries. The name in PATH may be the dynamic one of Debian's package `busybox`."""
     found = process.need("busybox", "busybox-static")
     if libraries(found):
