@@ -7,7 +7,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from builder.progress import NoProgress, Progress, step
 
 SHOWN = 12  # lines of the console in an error
 SECTOR = 512
+APPEND = "console=ttyS0 panic=-1 quiet"
 
 
 def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
@@ -28,30 +28,25 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
 
     The disk is only read. No root is needed. When this returns or raises, Ctrl-C included, the machine is gone.
     Raises ClaimError with every finding and the end of the console, CapabilityError where QEMU, a kernel, busybox or
-    containerd is missing or the time is up, ConfigError for a disk or kernel that is none.
+    containerd is missing or the time is up, ConfigError for a disk, kernel or target that cannot be booted.
     """
-    _check(plan)
-    begun, target = time.monotonic(), targets.target(plan.target)
-    volume = volumes.volume_of(target)
-    if plan.selinux:
-        selinux.check(target, len(plan.commands))
+    begun = time.monotonic()
+    volume = _check(plan)
     linux, runtime = kernel.find(plan.kernel), plan.programs or programs.find()
     with workplace.terminable(), ExitStack() as stack:
-        # The name of what is made here; the baked disk itself must never be what a later clean-up removes.
+        workplace.sweep(_run_folder())
+        # What is named here a later clean-up may remove, if this process is killed: never the baked disk.
         ram_disk = (plan.scratch or Path(tempfile.gettempdir())) / f"{plan.disk.name}.{os.getpid()}.initrd"
         stack.callback(ram_disk.unlink, missing_ok=True)
         place = stack.enter_context(workplace.workplace(ram_disk, run=_run_folder()))
         told = stack.enter_context(step(progress or NoProgress(), "bake: virtual machine"))
         told.note("initial RAM disk")
-        files = userland.entries(runtime, linux) | _orders(plan, volume)
-        if plan.selinux:
-            files |= selinux.entries(userland.busybox(), place.folder)
-        initrd.write(ram_disk, files)
+        initrd.write(ram_disk, _files(plan, volume, userland.entries(runtime, linux), place))
         machine = qemu.Machine(
             kernel=linux.image,
             initrd=ram_disk,
             disk=plan.disk,
-            append="console=ttyS0 panic=-1 quiet" + (selinux.APPEND if plan.selinux else ""),
+            append=APPEND + (selinux.APPEND if plan.selinux else ""),
             console=place.folder / "console.log",
             report=place.folder / "report",
             memory_mib=plan.memory_mib,
@@ -75,47 +70,66 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
     )
 
 
-def _check(plan: VmPlan) -> None:
+def _check(plan: VmPlan) -> volumes.Volume:
+    """How the volume is found. Raises for what cannot be booted at all."""
+    target = targets.target(plan.target)
+    volume = volumes.volume_of(target)
+    if plan.selinux:
+        selinux.check(target, len(plan.commands))
     if not plan.disk.is_file():
         raise ConfigError(f"{plan.disk}: no such file")
     size = plan.disk.stat().st_size
     if size == 0 or size % SECTOR:
-        raise ConfigError(f"{plan.disk}: {size} bytes, expected a raw disk of whole sectors", hint="name the disk that bake wrote")
+        raise ConfigError(
+            f"{plan.disk}: {size} bytes, expected a raw disk of whole sectors", hint="name the disk that bake wrote"
+        )
     if platform.machine() != "x86_64":  # the programs of this machine run in the virtual one
-        raise CapabilityError(f"this machine is {platform.machine()}; the virtual machine is x86_64, expected the same",
-                              hint="verify without --vm")  # fmt: skip
+        raise CapabilityError(
+            f"this machine is {platform.machine()}; disks are booted on x86_64 only", hint="verify without --vm"
+        )
+    return volume
 
 
-def _orders(plan: VmPlan, volume: volumes.Volume) -> Mapping[str, Entry]:
-    """What this boot is to do: its init, and containerd's configuration, which is a node's."""
+def _files(plan: VmPlan, volume: volumes.Volume, programs_: dict[str, Entry], place: workplace.Workplace) -> dict[str, Entry]:
+    """The initial RAM disk: programs, what this boot is to do, and containerd's configuration, which is a node's."""
     script = render.text(
-        "node/vm/init.sh.j2", volume=volume, options=volumes.OPTIONS, commands=plan.commands, models=targets.MODELS,
-        run_s=max(1, round(plan.run_s)), selinux=selinux.CONTEXTS if plan.selinux else None, trees=selinux.trees(),
-    )  # fmt: skip
+        "node/vm/init.sh.j2",
+        volume=volume,
+        options=volumes.OPTIONS,
+        commands=plan.commands,
+        models=targets.MODELS,
+        trees=selinux.trees(),
+        run_s=max(1, round(plan.run_s)),
+        selinux=selinux.CONTEXTS if plan.selinux else None,
+    )
     socket = Path("/run/containerd/containerd.sock")
     settings = containerd.config(Path("/", targets.CONTAINERD), Path("/run/containerd"), socket, cri=True)
-    return {"init": Entry(body=script.encode(), mode=0o755), "etc/containerd.toml": Entry(body=settings.encode())}
+    labelling = selinux.entries(userland.busybox(), place.folder) if plan.selinux else {}
+    orders = {"init": Entry(body=script.encode(), mode=0o755), "etc/containerd.toml": Entry(body=settings.encode())}
+    return programs_ | labelling | orders
 
 
 def _judge(plan: VmPlan, ended: qemu.Ended, seen: report.Report, console: str) -> None:
     """Raises unless the machine did all that the plan says."""
     tail = [line for line in console.replace("\r", "").splitlines() if line.strip()][-SHOWN:]
     shown = "".join(f"\n  | {line}" for line in tail)
+    where = {"console": tail, "step": seen.step}
     if ended.late:
-        raise CapabilityError(f"{plan.disk}: the virtual machine was not done after {plan.timeout_s:.0f} s; "
-                              f"it was at: {seen.step}{shown}", hint="allow more time, or a machine with less to do")  # fmt: skip
+        said = f"{plan.disk}: the virtual machine was not done after {plan.timeout_s:.0f} s; it was at: {seen.step}{shown}"
+        raise CapabilityError(said, hint="allow more time, or let the machine do less besides", where=where)
     if not ended.complete and not seen.marks:
         said = f": {ended.errors}" if ended.errors else ""
-        raise BuilderError(f"{plan.disk}: the kernel did not start its first process{said}{shown}",
-                           hint="name another kernel with --kernel")  # fmt: skip
-    found = [f"the machine died at: {seen.step}"]
+        raise BuilderError(f"{plan.disk}: the virtual machine did not come to its first process{said}{shown}",
+                           hint="name another kernel with --kernel", where=where)  # fmt: skip
     if ended.complete:
         found = report.findings(seen, plan.commands, run_s=plan.run_s)
         found += selinux.findings(seen.probe) if plan.selinux and not found else []
+    else:
+        found = [f"the machine died at: {seen.step}"]
     if found:
         lines = "".join(f"\n  {finding}" for finding in found)
-        raise ClaimError(f"{plan.disk}: {len(found)} findings in the virtual machine:{lines}{shown}", hint="bake the disk again",
-                         where={"findings": found, "console": tail})  # fmt: skip
+        raise ClaimError(f"{plan.disk}: {len(found)} findings in the virtual machine:{lines}{shown}",
+                         hint="bake the disk again", where={"findings": found, **where})  # fmt: skip
 
 
 def _run_folder() -> Path:

@@ -6,6 +6,7 @@ emulated processor unpacks slower than it copies (measured: 116 MiB plain are th
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import stat
 from collections.abc import Mapping
@@ -36,14 +37,14 @@ def write(out: Path, entries: Mapping[str, Entry], *, folders: tuple[str, ...] =
     entries: path without a leading slash to entry. folders: empty folders, 0755. Everything is owned by root.
     """
     parents = {str(p) for path in [*entries, *folders] for p in PurePosixPath(path).parents} | set(folders)
+    numbers = itertools.count(1)
     with out.open("wb") as archive:
-        number = 0
-        for number, name in enumerate(sorted(parents - {"."}), 1):  # a parent sorts before its children
-            _header(archive, name, number, stat.S_IFDIR | 0o755, 0)
+        for name in sorted(parents - {"."} | {"dev"}):  # a parent sorts before its children
+            _header(archive, name, next(numbers), stat.S_IFDIR | 0o755, 0)
         # The console must be there before anything is mounted: the kernel opens it for the first process.
-        _header(archive, "dev/console", number + 1, stat.S_IFCHR | 0o600, 0, device=(5, 1))
-        for number, (name, entry) in enumerate(sorted(entries.items()), number + 2):
-            _file(archive, name, number, entry)
+        _header(archive, "dev/console", next(numbers), stat.S_IFCHR | 0o600, 0, device=(5, 1))
+        for name, entry in sorted(entries.items()):
+            _file(archive, name, next(numbers), entry)
         _header(archive, _TRAILER, 0, 0, 0)
         return archive.tell()
 

@@ -1,12 +1,12 @@
 """What the machine's report says. One line is a word and its fields; texts are base64 (templates/node/vm/init.sh.j2).
 
-    mark STEP UPTIME
-    found DEVICE FILESYSTEM
-    images TEXT                          `ctr images ls`
-    run NUMBER EXIT BEGUN ENDED USER TEXT
-    probe EXIT TEXT TEXT                 what the probe said; denials that the kernel logged
-    fail WHAT TEXT
-    end
+mark STEP UPTIME
+found DEVICE FILESYSTEM
+images TEXT                          `ctr images ls`
+run NUMBER EXIT BEGUN ENDED USER TEXT
+probe EXIT TEXT TEXT                 what the probe said; denials that the kernel logged
+fail WHAT TEXT
+end
 """
 
 from __future__ import annotations

@@ -65,5 +65,7 @@ def findings(said: dict[str, str]) -> list[str]:
         found.append(f"SELinux: the container ran as {said['context']}, expected container_t")
     for name, expected in (("layers", ("read denied",)), ("models", ("read denied", "none"))):
         if (is_ := said.get(name, "no result")) not in expected:
-            found.append(f"SELinux: {name}: a root container with the folder mounted for writing: {is_}, expected {expected[0]}")
+            found.append(
+                f"SELinux: {name}: a root container with the folder mounted for writing: {is_}, expected {expected[0]}"
+            )
     return found

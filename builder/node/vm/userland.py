@@ -57,5 +57,7 @@ def busybox() -> Path:
     """busybox without libraries. The name in PATH may be the dynamic one of Debian's package `busybox`."""
     found = process.need("busybox", "busybox-static")
     if libraries(found):
-        raise CapabilityError(f"{found}: linked against libraries, expected a static busybox", hint="apt-get install busybox-static")
+        raise CapabilityError(
+            f"{found}: linked against libraries, expected a static busybox", hint="apt-get install busybox-static"
+        )
     return found
