@@ -19,14 +19,15 @@ PROGRAMS = ("sh", "id", "cat", "true", "sleep")
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",
                  entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False,
-                 whiteout: bool = False, history: bool = False) -> str:  # fmt: skip
+                 whiteout: bool = False, history: bool = False, files: dict[str, bytes] | None = None) -> str:  # fmt: skip
     """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed.
 
-    whiteout: the second layer removes /bin/true and replaces /opt/base.  history: an entry per layer, as buildah wants it.
+    files: more of the second layer.  whiteout: the second layer removes /bin/true and replaces /opt/base.
+    history: an entry per layer, as buildah wants it.
     """
     folder.mkdir(parents=True)
     marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
-    layers = [_shell_layer(), _tar({"opt/app/data.txt": extra, **marks})]
+    layers = [_shell_layer(), _tar({"opt/app/data.txt": extra, **(files or {}), **marks})]
     rows = []
     for raw in layers:
         body = raw if plain else gzip.compress(raw, 1, mtime=0)

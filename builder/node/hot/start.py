@@ -60,9 +60,9 @@ def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
     Raises ConfigError (no such disk or image, nothing to start on it), CapabilityError (root, loop devices, tracing, space),
     BuilderError (the container failed). Nothing is left behind, as with a bake.
     """
+    disk.need_root("builder bake hot")
     if not plan.disk.is_file():
         raise ConfigError(f"{plan.disk}: no such file")
-    disk.need_root("builder bake hot")
     shown = progress or NoProgress()
     part = extent(plan.disk)
     copy = (plan.scratch or plan.disk.parent) / f"{plan.disk.name}.hot"

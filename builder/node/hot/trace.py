@@ -92,6 +92,7 @@ def traced(device: Path, tracefs: Path, name: str) -> Iterator[Tracer]:
 def _begin(folder: Path, dev: int) -> None:
     try:
         folder.mkdir(exist_ok=True)
+        (folder / "trace_clock").write_text("global")  # the default may differ between processors
         (folder / "buffer_size_kb").write_text(str(BUFFER_KIB))
         (folder / EVENT / "filter").write_text(f"dev == {dev}")
         (folder / EVENT / "enable").write_text("1")
