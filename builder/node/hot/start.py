@@ -71,8 +71,7 @@ def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
         with step(shown, "bake: scan blocks"):
             found = blocks.scan(plan.disk)
         with ExitStack() as stack:
-            stack.callback(copy.unlink, missing_ok=True)
-            place = stack.enter_context(workplace.workplace(copy))
+            place = stack.enter_context(workplace.workplace(copy, temporary=True))
             with step(shown, "bake: copy"):
                 disk.need_space(copy.parent, plan.disk.stat().st_blocks * 512)
                 process.run(["cp", "--sparse=always", "--reflink=auto", plan.disk, copy])

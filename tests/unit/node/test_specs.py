@@ -19,6 +19,7 @@ from builder.errors import ConfigError
 from builder.node import hydrate, specs
 from builder.node.bake import DataVolume
 from builder.node.lint import lint
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 
 GIB = 1 << 30
@@ -118,9 +119,9 @@ def test_the_part_that_packer_1_6_knows_validates(tmp_path: Path) -> None:
     (tmp_path / "write-disk.sh").write_bytes((PACKER / "write-disk.sh").read_bytes())
     values = tmp_path / "data.img.auto.pkrvars.json"
     values.write_text(made()[".auto.pkrvars.json"])
-    process.run(["packer", "validate", "-var-file", values, template], timeout_s=60)
+    process.run(["packer", "validate", "-var-file", values, template], timeout_s=BOUND_S)
     values.write_text(made()[".auto.pkrvars.json"].replace('"region"', '"regoin"'))
-    assert process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=60).returncode
+    assert process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=BOUND_S).returncode
 
 
 def test_only_the_marked_lines_are_left_out() -> None:
