@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
-from builder.node.cri_config import alone, cri_config
-from builder.node.layout import Layout, OciImage, stream
+from builder.node.cri_config import alone, for_pods
+from builder.node.layout import Descriptor, Layout, OciImage
 from builder.node.programs import Programs, find
+from builder.node.stream import stream
 
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
@@ -30,6 +33,7 @@ LAYER_REF = "containerd.io/gc.ref.content.l."
 READY_S = 30.0
 CTR_S = 120.0
 IMPORT_S = 3600.0
+Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
@@ -62,6 +66,7 @@ class Containerd:
     socket: Path
     log: Path
     programs: Programs
+    process: subprocess.Popen[bytes]
 
     @property
     def version(self) -> str:
@@ -75,19 +80,29 @@ class Containerd:
             raise self.failed(args, done.stderr.decode(errors="replace"), done.returncode)
         return done.stdout.decode(errors="replace")
 
-    def load(self, layout: Layout, image: OciImage) -> None:
-        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd."""
-        args = ["images", "import", "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
+    def load(self, layout: Layout, image: OciImage, seen: Seen | None = None) -> None:
+        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd.
+
+        seen(blob, bytes): told of each piece that was handed over; unpacking goes on after the last.
+        """
+        # From 2.0 on ctr hands the archive to the transfer service, which makes no reference by digest of a named image.
+        local = ["--local"] if int(self.version.split(".")[0]) >= 2 else []
+        args = ["images", "import", *local, "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen([*self._argv(), *args], stdin=subprocess.PIPE, stdout=said, stderr=said)
+            over = threading.Event()
+            watcher = threading.Thread(target=self._watch, args=(child, over))
+            watcher.start()
             try:
                 assert child.stdin is not None
                 with suppress(BrokenPipeError):  # ctr has left; its own words say why
-                    stream(layout, image, child.stdin)
+                    stream(layout, image, child.stdin, seen)
                 with suppress(BrokenPipeError):
                     child.stdin.close()
                 child.wait(IMPORT_S)
             finally:
+                over.set()
+                watcher.join()
                 if child.poll() is None:
                     child.kill()
                     child.wait()
@@ -96,16 +111,34 @@ class Containerd:
                 raise self.failed(args, said.read().decode(errors="replace"), child.returncode)
         self._expect(image)
 
+    def ended(self) -> str:
+        """How containerd ended, such as `ended with status 1`; "" while it runs."""
+        status = self.process.poll()
+        if status is None:
+            return ""
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def _watch(self, client: subprocess.Popen[bytes], over: threading.Event) -> None:
+        """End a client whose containerd is gone: it would wait for an answer, and we for it to read."""
+        while not over.wait(0.2):
+            if self.ended():
+                client.kill()
+                return
+
     def label(self, reference: str) -> None:
         self.ctr("images", "label", reference, *(f"{key}={value}" for key, value in LABELS.items()))
 
     def images(self) -> list[ImageRow]:
         """Every image reference in the namespace."""
         rows = []
-        for line in self.ctr("images", "ls").splitlines()[1:]:
+        for line in self.listed().splitlines()[1:]:
             words = line.split()  # REF TYPE DIGEST SIZE UNIT PLATFORMS LABELS; labels are k=v,k=v or -
             rows.append(ImageRow(words[0], words[2], dict(pair.split("=", 1) for pair in words[-1].split(",") if "=" in pair)))
         return rows
+
+    def listed(self) -> str:
+        """What `ctr images ls` says."""
+        return self.ctr("images", "ls")
 
     def drop_layers(self, image: OciImage) -> None:
         """Let go of the compressed layers; the unpacked ones stay. Takes effect with `collect`.
@@ -152,17 +185,13 @@ class Containerd:
         # The CRI plugin complains about the missing network configuration of every machine that is no node.
         tail += [line for line in log if re.search("level=(error|fatal)", line) and "cni" not in line][-5:]
         text = "".join(f"\n  {line}" for line in tail)
-        hint = "choose a larger --size" if "no space left" in said else ""
-        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}", hint=hint)
+        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}")
 
     def _argv(self) -> list[str | Path]:
         return [self.programs.ctr, "--address", self.socket, "--namespace", NAMESPACE]
 
     def _expect(self, image: OciImage) -> None:
         found = {row.reference: row.digest for row in self.images()}
-        if image.by_digest not in found and image.reference in found:
-            self.ctr("images", "tag", image.reference, image.by_digest)  # ctr 2.x heeds --digests for unnamed images only
-            found = {row.reference: row.digest for row in self.images()}
         for reference in (image.reference, image.by_digest):
             if found.get(reference) != image.target.digest:
                 raise BuilderError(f"import: {reference} is {found.get(reference, 'absent')}, expected {image.target.digest}",
@@ -170,24 +199,26 @@ class Containerd:
 
 
 @contextmanager
-def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | None = None) -> Iterator[Containerd]:
+def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: str = "",
+               programs: Programs | None = None) -> Iterator[Containerd]:  # fmt: skip
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
-    cri: name of the image of a pod's first process. With it the CRI plugin runs, takes stock of the images as it does on
-    a node, and starts pods; containerd and all that it starts then have no network but a loopback of their own.
+    cri: with the CRI plugin, which then takes stock of the images as it does on a node. sandbox_image: of a pod's first
+    process; with it the plugin also starts pods, and containerd and all that it starts have no network but an own loopback.
     programs: None finds them.
     """
     found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
-    file.write_text(config(root, folder / "state", socket, cri=bool(cri)) + (cri_config(cri, folder) if cri else ""))
+    pods = for_pods(sandbox_image, folder) if sandbox_image else []
+    file.write_text(config(root, folder / "state", socket, cri=cri or bool(pods), pods=pods))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
         *found.with_path(),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
-        *(alone() if cri else []),
+        *(alone() if sandbox_image else []),
         found.containerd,
         "--config",
         file,
@@ -196,7 +227,7 @@ def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | 
         # An own session: Ctrl-C goes to this process alone, which stops containerd when its work is undone.
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
-        running = Containerd(socket, log, found)
+        running = Containerd(socket, log, found, child)
         _wait(running, child)
         yield running
     finally:
@@ -208,8 +239,11 @@ def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | 
             child.wait()
 
 
-def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
-    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML."""
+def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[str] = ()) -> str:
+    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML.
+
+    pods: more lines for the CRI plugin.
+    """
     disabled = list(_UNUSED) + ([] if cri else list(_CRI))
     lines = [
         "version = 2",
@@ -219,6 +253,13 @@ def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
         "[grpc]",
         f"address = {json.dumps(str(socket))}",
     ]
+    if cri:
+        lines += [
+            '[plugins."io.containerd.grpc.v1.cri"]',
+            'stream_server_port = "0"',
+            "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
+            *pods,
+        ]
     return "\n".join(lines) + "\n"
 
 

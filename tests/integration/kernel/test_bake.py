@@ -21,6 +21,7 @@ from builder.node.inputs import ImageInput, WeightsInput
 from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS
 from builder.node.verify import VerifyPlan, verify
 from tests import oci
+from tests.bounds import BOUND_S
 from tests.disks import NAME, RUN, SIZE, leftovers, opened
 from tests.unit.transfer.build import Model
 
@@ -141,14 +142,14 @@ def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, num
     """SIGTERM and Ctrl-C clean up on the way out; what SIGKILL leaves is removed by the next run, and reported."""
     out = tmp_path / "k.img"
     child = subprocess.Popen([sys.executable, "-c", SLOW, str(out), str(layout)], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + BOUND_S
     while not (tmp_path / "imported").exists():
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(leftovers(tmp_path)) >= 3  # a loop device, a mount, a containerd
     child.send_signal(number)
-    assert child.wait(30) == status
+    assert child.wait(BOUND_S) == status
     if number == signal.SIGKILL:
         removed = workplace.sweep()
         assert any(text.startswith("loop device") for text in removed)

@@ -23,6 +23,7 @@ from builder.node.proof import cri, pause
 from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS, TARGETS
 from builder.node.verify import VerifyPlan, verify
 from tests import oci
+from tests.bounds import BOUND_S
 from tests.disks import NAME, RUN, SIZE, copy_of, leftovers, opened
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]
@@ -68,7 +69,7 @@ def test_nothing_can_be_pulled(baked: DataVolume, tmp_path: Path) -> None:
         server.settimeout(0.1)
         folder = workplace.RUN / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
         with (
-            containerd.containerd(root / CONTAINERD, folder, cri=pause.NAME) as daemon,
+            containerd.containerd(root / CONTAINERD, folder, sandbox_image=pause.NAME) as daemon,
             cri.connected(daemon.socket) as client,
         ):
             port = server.getsockname()[1]
@@ -237,7 +238,7 @@ def test_a_container_that_fails_or_hangs(baked: DataVolume) -> None:
 
 
 def test_an_image_for_another_processor_is_checked_but_not_started(tmp_path: Path) -> None:
-    oci.write_layout(tmp_path / "layout", platform=FOREIGN)
+    oci.write_layout(tmp_path / "layout", arch=FOREIGN.split("/")[1])
     made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE, platform=FOREIGN))
     (one,) = verify(VerifyPlan(made.path)).opened
     assert one.runs == ()
@@ -286,7 +287,7 @@ def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path
     """A container outlives its shim and containerd; the next run finds and ends it, and forgets it in runc's records."""
     path = copy_of(baked.path, tmp_path)
     child = subprocess.Popen([sys.executable, "-c", HANGING, str(path)], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + BOUND_S
     while not [line for line in _arguments() if line.endswith("sleep 98.6153")]:
         assert child.poll() is None
         assert time.monotonic() < deadline
@@ -294,7 +295,7 @@ def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path
     mine = [p for p in workplace.RUNC_STATE.glob("*/state.json") if _folder_of(path) in p.read_text()]
     assert len(mine) == 2  # the pod's first process and the container
     child.kill()
-    child.wait(120)
+    child.wait(BOUND_S)
     removed = workplace.sweep()
     assert f"file {path}.check" in removed
     assert not [line for line in _arguments() if line.endswith("sleep 98.6153")]
