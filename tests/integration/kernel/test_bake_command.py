@@ -30,7 +30,7 @@ def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.Captur
                 "--snapshot-id", "snap-0a", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
     data = json.loads(capsys.readouterr().out)
     assert data["volume"]["images"][0]["reference"] == "docker.io/acme/llm:v7"
-    assert data["verify"]["runs"][0]["output"] == "10001\nsecond layer\n"
+    assert data["verify"]["containerds"][0]["runs"][0]["output"] == "10001\nsecond layer\n"
     suffixes = (".auto.pkrvars.json", ".ec2nodeclass.yaml", ".json", ".user-data.toml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.img", *(f"data.img{s}" for s in suffixes), "layout"]
     node = yaml.safe_load((tmp_path / "data.img.ec2nodeclass.yaml").read_text())
@@ -67,6 +67,6 @@ def test_an_image_of_the_engine_keeps_its_digest(
         assert code("bake", "disk", out, "--image", name, "--size", "1GiB", "--run", ARGS, "--format", "json") == 0
         data = json.loads(capsys.readouterr().out)
         assert data["volume"]["images"][0]["digest"] == digest
-        assert data["verify"]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
+        assert data["verify"]["containerds"][0]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
     finally:
         subprocess.run(["docker", "image", "rm", "--force", name], check=True, capture_output=True)
