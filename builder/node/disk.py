@@ -23,8 +23,8 @@ MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
 XFS_OPTIONS = ("-m", "crc=1,finobt=1,reflink=1,bigtime=1,inobtcount=1,rmapbt=0", "-i", "sparse=1,nrext64=0")
 # Incompatible features that Linux 6.1, the oldest kernel of a current Bottlerocket, can mount: ftype, sparse inodes,
 # meta-uuid, bigtime, needs-repair, nrext64 (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_INCOMPAT_ALL at v6.1).
-_XFS_INCOMPAT_6_1 = 0x3F
-_XFS_INCOMPAT_AT = 216  # offset of sb_features_incompat, big endian, in the superblock
+XFS_INCOMPAT_6_1 = 0x3F
+XFS_INCOMPAT_AT = 216  # offset of sb_features_incompat, big endian, in the superblock
 
 
 def create(path: Path, size: int) -> None:
@@ -120,9 +120,9 @@ def make_xfs(device: Path, *, label: str = "") -> None:
     process.run([process.need("mkfs.xfs", "xfsprogs"), "-q", "-K", *XFS_OPTIONS, *(["-L", label] if label else []), device])
     with device.open("rb") as raw:
         superblock = raw.read(512)
-    (features,) = struct.unpack_from(">I", superblock, _XFS_INCOMPAT_AT)
-    if superblock[:4] != b"XFSB" or features & ~_XFS_INCOMPAT_6_1:
-        raise IntegrityError(f"mkfs.xfs set incompatible features {features:#x}; Linux 6.1 knows {_XFS_INCOMPAT_6_1:#x}",
+    (features,) = struct.unpack_from(">I", superblock, XFS_INCOMPAT_AT)
+    if superblock[:4] != b"XFSB" or features & ~XFS_INCOMPAT_6_1:
+        raise IntegrityError(f"mkfs.xfs set incompatible features {features:#x}; Linux 6.1 knows {XFS_INCOMPAT_6_1:#x}",
                              hint="use xfsprogs 6.1 to 6.12")  # fmt: skip
 
 
