@@ -26,8 +26,9 @@ from builder.node.programs import Programs, find
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 LAYER_REF = "containerd.io/gc.ref.content.l."
-READY_S = 30.0
-CTR_S = 120.0
+READY_S = 300.0
+STOP_S = 60.0
+CTR_S = 600.0
 IMPORT_S = 3600.0
 _UNUSED = (
     "io.containerd.snapshotter.v1.aufs",
@@ -195,7 +196,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Program
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
