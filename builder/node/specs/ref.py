@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from builder.config.checked import checked
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, targets
@@ -249,17 +248,12 @@ def settings_of(raw: dict[str, Any], **changes: Any) -> Bake:
         return {name: merged.get(name, at[name]) for name in names if name in merged or at.get(name) is not None}
 
     try:
-        return Bake(
-            volume=Volume(**part(raw["volume"], ("type", "iops", "throughput"))),
-            hydrate=Hydrate(**part(raw["hydrate"], ("mode", "mib_per_s"))),
-            **part(raw, ("region", "os_version")),
-        )
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise ConfigError(f"{where}: {first['msg']}; found {first['input']!r}") from exc
+        parts = part(raw, ("region", "os_version"))
+        volume = part(raw["volume"], ("type", "iops", "throughput"))
+        filled = part(raw["hydrate"], ("mode", "mib_per_s"))
     except (KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(f"settings of the record: {type(exc).__name__} at {exc}") from exc
+    return checked(Bake, volume=checked(Volume, **volume), hydrate=checked(Hydrate, **filled), **parts)
 
 
 def _check_volume(found: Record) -> None:
