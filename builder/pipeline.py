@@ -414,7 +414,7 @@ def specify_again(
     disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
     volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
     chosen = specs.settings_of(found.settings, **settings)
-    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, target=found.target, **at)
+    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
     return ref, specs.NodeSpecs(specs.render(ref), ref.hydration), disk
 
 

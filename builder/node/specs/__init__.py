@@ -61,7 +61,7 @@ def node_specs(volume: DataVolume, bake: Bake, *, name: str, snapshot_id: str = 
     hot: see render. Raises ConfigError for values that the target cannot have.
     """
     said = volume.to_json()
-    ref = snapshot_ref(said, bake, name=name, target=bake.target, snapshot_id=snapshot_id, cluster=cluster, kms_key=kms_key)
+    ref = snapshot_ref(said, bake, name=name, snapshot_id=snapshot_id, cluster=cluster, kms_key=kms_key)
     return NodeSpecs({".json": record(ref, said)} | render(ref, hot=hot), ref.hydration)
 
 

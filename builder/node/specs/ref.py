@@ -110,13 +110,13 @@ class SnapshotRef:
         }
 
 
-def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, target: str = "", snapshot_id: str = SNAPSHOT,
+def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, snapshot_id: str = SNAPSHOT,
                  cluster: str = CLUSTER, kms_key: str = "") -> SnapshotRef:  # fmt: skip
-    """The ref of a volume, given as DataVolume.to_json says it. target: where the volume does not say it.
+    """The ref of a volume, given as DataVolume.to_json says it.
 
     Raises ConfigError: an id that is none or another cloud's, a key that is none, a speed that no volume has.
     """
-    target = targets.target(str(volume.get("target") or target or "bottlerocket")).name
+    target = targets.target(volume["target"]).name
     check_id(snapshot_id, target)
     if kms_key and not re.fullmatch(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/[A-Za-z0-9/_-]+", kms_key):
         raise ConfigError(f"{kms_key!r} is not the ARN of a KMS key", hint="arn:aws:kms:REGION:ACCOUNT:key/ID")
@@ -199,7 +199,6 @@ def record(ref: SnapshotRef, volume: dict[str, Any]) -> str:
     data = {
         "kind": RECORD,
         "name": ref.name,
-        "target": ref.target,
         "volume": volume,
         "settings": settings,
         "hydration": ref.hydration.to_json(),
@@ -212,7 +211,6 @@ class Record:
     """OUT.img.json, read back. volume: as DataVolume.to_json says it. settings: raw, to be overridden and then checked."""
 
     name: str
-    target: str
     volume: dict[str, Any]
     settings: dict[str, Any]
 
@@ -230,7 +228,7 @@ def read_record(path: Path) -> Record:
     if kind != RECORD:
         raise ConfigError(f"{path}: kind {kind!r}; expected {RECORD!r}", hint=hint)
     try:
-        found = Record(raw["name"], raw["target"], raw["volume"], raw["settings"])
+        found = Record(raw["name"], raw["volume"], raw["settings"])
         _check_volume(found)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(f"{path}: not a whole record: {type(exc).__name__} at {exc}", hint=hint) from exc
@@ -260,6 +258,7 @@ def _check_volume(found: Record) -> None:
     """Raises KeyError or TypeError unless what snapshot_ref reads is there and of its kind."""
     kinds: dict[str, Any] = {
         "path": str,
+        "target": str,
         "filesystem": str,
         "size": int,
         "nonzero_bytes": int,
@@ -274,5 +273,5 @@ def _check_volume(found: Record) -> None:
     for image in found.volume["images"]:
         if not isinstance(image["reference"] + image["digest"], str):
             raise TypeError("volume.images")
-    if not (isinstance(found.name, str) and isinstance(found.target, str) and isinstance(found.settings, dict)):
-        raise TypeError("name, target, settings")
+    if not (isinstance(found.name, str) and isinstance(found.settings, dict)):
+        raise TypeError("name, settings")
