@@ -36,6 +36,7 @@ _IDS = {
               "/subscriptions/UUID/resourceGroups/GROUP/providers/Microsoft.Compute/snapshots/NAME"),
 }  # fmt: skip
 _CLOUD = {"bottlerocket": "AWS", "al2023-volume": "AWS", "gke-secondary": "Google Cloud", "azure-data": "Azure"}
+_PLACEHOLDER = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")
 _ARCH = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -117,11 +118,11 @@ def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, snapshot_
     Raises ConfigError: an id that is none or another cloud's, a key that is none, a speed that no volume has.
     """
     target = targets.target(volume["target"]).name
-    check_id(snapshot_id, target)
+    check_asked(settings, target, snapshot_id=snapshot_id, cluster=cluster)
+    _check_name("name", name, r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", "lower case, digits, dots and hyphens")
     if kms_key and not re.fullmatch(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/[A-Za-z0-9/_-]+", kms_key):
         raise ConfigError(f"{kms_key!r} is not the ARN of a KMS key", hint="arn:aws:kms:REGION:ACCOUNT:key/ID")
     if target in AWS:
-        check_speed(settings.volume)
         plan = hydrate.plan(volume["nonzero_bytes"], volume["size"], mode=settings.hydrate.mode,
                             mib_per_s=settings.hydrate.mib_per_s)  # fmt: skip
     else:
@@ -149,10 +150,33 @@ def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, snapshot_
     )
 
 
+def check_asked(settings: Bake, target: str, *, snapshot_id: str = SNAPSHOT, cluster: str = CLUSTER) -> None:
+    """What can be refused before a disk is baked. Raises ConfigError as snapshot_ref does."""
+    check_id(snapshot_id, target)
+    if not _PLACEHOLDER.fullmatch(cluster):
+        _check_name("cluster", cluster, r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", "letters, digits, underscores and hyphens")
+    if target in AWS:
+        check_speed(settings.volume)
+
+
+def _check_name(what: str, text: str, pattern: str, words: str) -> None:
+    if not re.fullmatch(pattern, text):
+        raise ConfigError(f"{what}: {text!r} is not a name; expected {words}")
+
+
+def object_name(text: str) -> str:
+    """`text` as the name of a Kubernetes object, where nobody gave one: of a file.
+
+    >>> object_name("My disk_2"), object_name("--")
+    ('my-disk-2', 'disk')
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:63].strip("-.") or "disk"
+
+
 def check_id(text: str, target: str) -> None:
     """Raises ConfigError unless `text` is an id of the target's cloud, or a ${PLACEHOLDER}. raw takes any word."""
     cloud = _CLOUD.get(target)
-    if re.fullmatch(r"\$\{[A-Z][A-Z0-9_]*\}", text) or (cloud is None and re.fullmatch(r"\S+", text)):
+    if _PLACEHOLDER.fullmatch(text) or (cloud is None and re.fullmatch(r"\S+", text)):
         return
     pattern, words = _IDS.get(cloud or "", (r"\S+", "a word without spaces"))
     if re.fullmatch(pattern, text):
