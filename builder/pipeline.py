@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
+    from builder.node.hot.hotlist import HotList
+    from builder.node.hot.start import HotPlan
     from builder.node.specs import NodeSpecs, SnapshotRef
     from builder.node.verify import VerifyDisk, VerifyPlan
     from builder.stores.base import Store
@@ -394,6 +396,21 @@ def prove_volume(plan: VerifyPlan, *, progress: Progress = QUIET) -> VerifyDisk:
     from builder.node import verify as volumes
 
     return volumes.verify(plan, progress=progress)
+
+
+def find_hot_blocks(plan: HotPlan, *, progress: Progress = QUIET) -> HotList:
+    """The blocks that starting the volume's images reads, in order: what a node should load first."""
+    from builder.node.hot import start
+
+    return start.hot(plan, progress=progress)
+
+
+def known_hot_blocks(path: Path, disk: Path) -> HotList:
+    """The list in `path`, which must have been taken from this disk."""
+    from builder.node import blocks
+    from builder.node.hot import hotlist
+
+    return hotlist.read(path).of_disk(blocks.scan(disk).sha256, disk)
 
 
 def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: str = "", cluster: str = "") -> NodeSpecs:
