@@ -1,5 +1,5 @@
 """Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec,
-docs/lint.md from the rules, and tables in docs/bake-lint.md (rules), docs/templates.md (what is left out), docs/slim.md (licences).
+docs/lint.md from the rules, and tables in docs/bake-lint.md, docs/templates.md (what is left out) and docs/slim.md (licences).
 
 `python scripts/docs.py --check` fails if a page is stale; a unit test calls it.
 """
