@@ -15,10 +15,10 @@ from builder.errors import ConfigError
 from builder.node import hydrate
 from builder.node.bake import DataVolume
 from builder.node.specs import aws, azure, gke, karpenter, packer, user_data
-from builder.node.specs.ref import CLUSTER, SNAPSHOT, Record, SnapshotRef, read_record, record, settings_of, snapshot_ref
+from builder.node.specs.ref import CLUSTER, SNAPSHOT, Record, SnapshotRef, read_record, record, snapshot_ref
 
 __all__ = [
-    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "node_specs", "read_record", "record", "render", "settings_of",
+    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "node_specs", "read_record", "record", "render",
     "snapshot_ref",
 ]  # fmt: skip
 
