@@ -14,6 +14,7 @@ import pytest
 
 from builder.errors import CapabilityError
 from builder.stores import rclone
+from tests.bounds import BOUND_S
 from tests.servers import registry as registries
 from tests.servers.registry import Registry
 
@@ -113,7 +114,7 @@ def docker_engine() -> str:
     """The version of the Docker engine that answers."""
     try:
         done = subprocess.run(
-            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=20, check=True
+            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=BOUND_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         missing("docker", "no Docker engine answers (make engine)")

@@ -19,21 +19,23 @@ PROGRAMS = ("sh", "id", "cat", "true", "sleep")
 
 def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1", user: str = "10001:0",
                  entrypoint: tuple[str, ...] = (), extra: bytes = b"second layer\n", plain: bool = False,
-                 whiteout: bool = False, history: bool = False) -> str:  # fmt: skip
+                 whiteout: bool = False, history: bool = False, arch: str = "", layers: list[bytes] | None = None,
+                 diff_ids: list[str] | None = None) -> str:  # fmt: skip
     """An OCI layout in `folder`. Returns the digest of its manifest. plain: layers are not compressed.
 
     whiteout: the second layer removes /bin/true and replaces /opt/base.  history: an entry per layer, as buildah wants it.
+    arch: of another machine.  layers: tars, or with plain whatever bytes.  diff_ids: to claim instead of the true ones.
     """
     folder.mkdir(parents=True)
     marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
-    layers = [_shell_layer(), _tar({"opt/app/data.txt": extra, **marks})]
+    layers = layers or [_shell_layer(), _tar({"opt/app/data.txt": extra, **marks})]
     rows = []
     for raw in layers:
         body = raw if plain else gzip.compress(raw, 1, mtime=0)
         kind = "application/vnd.oci.image.layer.v1.tar" + ("" if plain else "+gzip")
         rows.append(blob(folder, body, kind))
-    arch = host_platform().split("/")[1]
-    diff_ids = ["sha256:" + hashlib.sha256(raw).hexdigest() for raw in layers]
+    arch = arch or host_platform().split("/")[1]
+    diff_ids = diff_ids or ["sha256:" + hashlib.sha256(raw).hexdigest() for raw in layers]
     inner = {"User": user, "Entrypoint": list(entrypoint), "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]}
     config = {"os": "linux", "architecture": arch, "config": inner, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
     if history:

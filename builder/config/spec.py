@@ -303,18 +303,23 @@ class Hydrate(Section):
 class Bake(Section):
     """The pre-seeded node volume."""
 
-    target: Literal["bottlerocket"] = "bottlerocket"
-    """What kind of node reads it."""
+    target: Literal["bottlerocket", "al2023-volume", "gke-secondary", "azure-data", "raw"] = "bottlerocket"
+    """What kind of node reads it: what the disk's table, file system and labels are like."""
+    platform: Literal["linux/amd64", "linux/arm64"] | None = None
+    """Platform of the images on it; null: that of the machine that bakes. Another one is unpacked, and cannot be started."""
+    containerd: str | None = None
+    """The containerd to bake with, 1.6 to 2.x: its path, or the folder it lies in with ctr; null: the machine's program."""
     region: str | None = None
     """Cloud region of the snapshot."""
     contents: Annotated[tuple[Literal["image", "weights", "compile-cache"], ...], Field(min_length=1)] = ("image",)
-    """What to put on it. Weights only where they are small (below about 10 GB)."""
+    """What to put on it. Weights only where they are small (below about 10 GB). compile-cache: image.compile_cache, or what was
+    captured last for this name below weights.store."""
     volume: Volume = Volume()
     """Size and speed."""
     hydrate: Hydrate = Hydrate()
     """Initialisation from the snapshot."""
-    os_version: Annotated[str, Field(pattern=r"^v\d+\.\d+\.\d+$")] = "v1.62.0"
-    """Bottlerocket release to pin in the EC2NodeClass."""
+    os_version: Annotated[str, Field(pattern=r"^v(\d+\.\d+\.\d+|\d{8})$")] = "v1.62.0"
+    """Release to pin in the EC2NodeClass: v1.62.0 for Bottlerocket, v20260714 for AL2023."""
 
 
 class Load(Section):

@@ -7,132 +7,76 @@ Nothing half-made is visible: the work happens in OUT.partial, which is renamed 
 from __future__ import annotations
 
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder import __version__, units
-from builder.errors import ConfigError
-from builder.format.volume import marker_digest
-from builder.node import blocks, containerd, disk, gpt, layout, volume, workplace
-from builder.node.inputs import ImageInput, WeightsInput
-from builder.node.programs import Programs, find
-from builder.node.targets import BOTTLEROCKET, CONTAINERD, MODELS, Target
-from builder.progress import NoProgress, Progress, step
+from builder import __version__
+from builder.node import archive, blocks, containerd, disk, faults, gke, gpt, plan, vhd, volume, workplace
+from builder.node.baked import DataVolume
+from builder.node.images import open_images
+from builder.node.layout import Descriptor, OciImage
+from builder.node.plan import BakePlan, beside
+from builder.node.programs import find
+from builder.node.stopwatch import Stopwatch, Task
+from builder.node.targets import CONTAINERD, MODELS
+from builder.progress import NoProgress, Progress
 
-DEFAULT_SIZE = 120 * disk.GIB
-UNPACKED_RATIO = 2.6  # unpacked bytes per compressed byte, as Debian's base layers have; CUDA libraries have less
-SPARE = 256 << 20  # file system metadata, journal, containerd's database
+__all__ = ["BakePlan", "DataVolume", "bake"]
+HASHING = 2  # threads; each reads one layer
 
 Fill = Callable[[Path], dict[str, Any]]  # root of the new file system to the build record
+_EXPORT = {".vhd": vhd.write, ".tar.gz": archive.write}
 
 
 @dataclass(frozen=True, slots=True)
-class BakePlan:
-    """What to make. size: bytes of the disk, whole GiB. loop: False builds ext4 without loop devices.
+class _Job:
+    """One bake under way."""
 
-    programs: the containerd to bake with; None finds one.
+    plan: BakePlan
+    place: workplace.Workplace
+    scene: faults.Scene
+    watch: Stopwatch
+
+
+def bake(order: BakePlan, *, progress: Progress | None = None) -> DataVolume:
+    """Make the disk `order.out`.
+
+    Raises ConfigError (plan, layout, a disk too small), CapabilityError (root, loop devices, programs, space), IntegrityError
+    (a blob, a layer or a weights folder is not what its digest says). After any of them, and after
+    Ctrl-C, nothing is left behind.
     """
-
-    out: Path
-    images: tuple[ImageInput, ...] = ()
-    weights: tuple[WeightsInput, ...] = ()
-    size: int = DEFAULT_SIZE
-    platform: str = ""
-    loop: bool = True
-    force: bool = False
-    target: Target = BOTTLEROCKET
-    programs: Programs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DataVolume:
-    """A finished disk.
-
-    size: bytes of the disk. blocks, nonzero_bytes, sha256: see builder.node.blocks. images: as on the disk, with the
-    digest of every unpacked layer. weights: manifest digest to bytes. filesystem: "xfs" or "ext4".
-    used: share of the disk that holds anything, 0 to 1.
-    cleaned: what killed predecessors had left. seconds: per step.
-    """
-
-    path: Path
-    size: int
-    nonzero_bytes: int
-    blocks: int
-    sha256: str
-    images: tuple[dict[str, Any], ...]
-    weights: dict[str, int]
-    filesystem: str
-    containerd: str
-    used: float
-    cleaned: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "path": str(self.path),
-            "size": self.size,
-            "nonzero_bytes": self.nonzero_bytes,
-            "blocks": self.blocks,
-            "sha256": self.sha256,
-            "images": list(self.images),
-            "weights": self.weights,
-            "filesystem": self.filesystem,
-            "containerd": self.containerd,
-            "used": round(self.used, 4),
-            "cleaned": list(self.cleaned),
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-        }
-
-
-class Stopwatch:
-    """Seconds per named step, shown as it goes."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        with step(self.progress, f"bake: {name}"):
-            yield
-        self.seconds[name] = time.monotonic() - begun
-
-
-def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
-    """Make the disk `plan.out`.
-
-    Raises ConfigError (plan, layout), CapabilityError (root, loop devices, programs, space), IntegrityError (a blob or
-    a weights folder is not what its digest says). After any of them, and after Ctrl-C, nothing is left behind.
-    """
-    _check_plan(plan)
+    plan.check(order)
     disk.need_root("builder bake")
-    watch = Stopwatch(progress or NoProgress())
-    partial = plan.out.with_name(plan.out.name + ".partial")
-    tree = None if plan.loop else plan.out.with_name(plan.out.name + ".tree")
-    with workplace.terminable():
+    watch, forms = Stopwatch(progress or NoProgress()), [beside(order.out, form) for form in order.exports]
+    halves = tuple(beside(path, ".partial") for path in forms)
+    with workplace.terminable(), ExitStack() as stack:
         cleaned = workplace.sweep()
-        with ExitStack() as stack:
-            stack.callback(partial.unlink, missing_ok=True)
-            place = stack.enter_context(workplace.workplace(partial, tree=tree))
-            loaded = [_opened(stack, one, plan.platform) for one in plan.images]
-            disk.need_space(plan.out.parent, _estimate(plan, [image for _, image in loaded]))
-            partial.unlink(missing_ok=True)
-            disk.create(partial, plan.size)
-            make = _in_tree if tree else _on_loop
-            record = make(plan, place, lambda root: _fill(plan, root, place, loaded, watch), watch)
+        place = workplace.workplace(order.partial, tree=order.tree, files=halves, temporary=True)
+        job = _Job(order, stack.enter_context(place), faults.Scene(order), watch)
+        job.scene.opened += open_images(stack, order.images, order.platform)
+        disk.need_space(order.out.parent, plan.estimate(order, [one.image for one in job.scene.opened]))
+        with faults.explained(job.scene):
+            order.partial.unlink(missing_ok=True)  # from before a reboot, which emptied /run
+            disk.create(order.partial, order.size)
+            make = _in_tree if order.tree else _on_loop
+            record = make(job, lambda root: _fill(job, root))
             with watch("scan blocks"):
-                found = blocks.scan(partial)
-            partial.replace(plan.out)
+                found = blocks.scan(order.partial)
+            for form, half in zip(order.exports, halves, strict=True):
+                with watch(f"write {form.lstrip('.')}"):
+                    _EXPORT[form](order.partial, half)
+        for half, whole in zip(halves, forms, strict=True):
+            half.replace(whole)
+        order.partial.replace(order.out)
     return DataVolume(
-        path=plan.out,
-        size=plan.size,
-        used=found.nonzero_bytes / plan.size,
+        path=order.out,
+        size=order.size,
+        used=found.nonzero_bytes / order.size,
         nonzero_bytes=found.nonzero_bytes,
         blocks=len(found.blocks),
         sha256=found.sha256,
@@ -142,124 +86,153 @@ def bake(plan: BakePlan, *, progress: Progress | None = None) -> DataVolume:
         containerd=record["containerd"],
         cleaned=tuple(cleaned),
         seconds=watch.seconds,
+        target=order.target.name,
+        compiled=record["compiled"],
+        exports=tuple(forms),
     )
 
 
-def _on_loop(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stopwatch) -> dict[str, Any]:
-    """XFS on a loop device."""
-    with watch("partition and file system"), ExitStack() as stack:
-        _write_table(plan, place)
-        device = stack.enter_context(disk.attached(place.disk, plan.target.extent(plan.size)))
-        disk.make_xfs(device, label=plan.target.label)
+def _on_loop(job: _Job, fill: Fill) -> dict[str, Any]:
+    """XFS or ext4 on a loop device."""
+    order, place = job.plan, job.place
+    with job.watch("partition and file system"), ExitStack() as stack:
+        _write_table(job)
+        device = stack.enter_context(disk.attached(place.disk, order.target.extent(order.size)))
+        make = disk.make_xfs if order.filesystem == "xfs" else disk.make_ext4
+        make(device, label=order.target.label)
         stack.enter_context(disk.mounted(device, place.mount))
         rest = stack.pop_all()
     with rest:
         record = fill(place.mount)
-        with watch("trim"):
-            disk.trim(place.mount)
+        with faults.explained(job.scene), job.watch("flush"):
+            disk.flush(place.mount)
+        with job.watch("trim") if order.trim else nullcontext():
+            if order.trim:
+                disk.trim(place.mount)
     return record
 
 
-def _in_tree(plan: BakePlan, place: workplace.Workplace, fill: Fill, watch: Stopwatch) -> dict[str, Any]:
+def _in_tree(job: _Job, fill: Fill) -> dict[str, Any]:
     """ext4 out of a plain folder; the folder is removed with the workplace."""
-    tree = plan.out.with_name(plan.out.name + ".tree")
+    order, tree = job.plan, job.plan.tree
+    assert tree is not None
     tree.mkdir(mode=0o700)
     try:
         record = fill(tree)
         tree.chmod(0o755)  # becomes the root of the file system
-        with watch("partition and file system"):
-            _write_table(plan, place)
-            disk.make_ext4_from(tree, place.disk, plan.target.extent(plan.size), label=plan.target.label)
+        with job.watch("partition and file system"):
+            _write_table(job)
+            disk.make_ext4_from(tree, job.place.disk, order.target.extent(order.size), label=order.target.label)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     return record
 
 
-def _write_table(plan: BakePlan, place: workplace.Workplace) -> None:
-    if part := plan.target.partition(plan.size):
-        gpt.write(place.disk, uuid.uuid4(), part)
+def _write_table(job: _Job) -> None:
+    if part := job.plan.target.partition(job.plan.size):
+        gpt.write(job.place.disk, uuid.uuid4(), part)
 
 
-def _fill(plan: BakePlan, root: Path, place: workplace.Workplace, loaded: list[tuple[layout.Layout, layout.OciImage]],
-          watch: Stopwatch) -> dict[str, Any]:  # fmt: skip
+def _fill(job: _Job, root: Path) -> dict[str, Any]:
     """Everything on the volume, in order. Returns the build record, which is also on it."""
-    volume.make_folders(root)
-    rows: list[dict[str, Any]] = []
-    with containerd.containerd(root / CONTAINERD, place.folder, programs=plan.programs or find()) as daemon:
-        for source, image in loaded:
-            with watch(f"import {image.reference}"):
-                daemon.load(source, image)
-        with watch("label, pin, drop compressed layers"):
-            for row in daemon.images():
-                daemon.label(row.reference)
-            for _, image in loaded:
-                daemon.drop_layers(image)
-            daemon.collect()
-        with watch("digest layers"):
-            rows = [_row(image, daemon, root) for _, image in loaded]
-    volume.keep_only_caches(root)
-    weights: dict[str, int] = {}
-    if plan.weights:
-        from builder.node.weights import put  # obstore and awscrt, which a bake of images alone does not need
-    for one in plan.weights:
-        with watch(f"weights {one.folder or one.reference or one.store}"):
-            digest, size = put(one, root / MODELS, watch.progress)
-            weights[digest] = size
-    with watch("SELinux labels"):
-        volume.label_all(root, plan.target)
-    record = {
-        "tool": f"builder {__version__}",
-        "target": plan.target.name,
-        "filesystem": "xfs" if plan.loop else "ext4",
-        "containerd": daemon.version,
-        "images": rows,
-        "weights": weights,
-    }
-    volume.write_record(root, record)
+    order, watch = job.plan, job.watch
+    job.scene.root = root
+    with faults.explained(job.scene):
+        volume.make_folders(root)
+        record = {
+            "tool": f"builder {__version__}",
+            "target": order.target.name,
+            "filesystem": order.filesystem,
+            **_images(job, root),
+            "weights": _weights(job, root),
+            "compiled": _compiled(job, root),
+        }
+        with watch("SELinux labels"):
+            volume.label_all(root, order.target)
+        volume.write_record(root, record)
     return record
 
 
-def _row(image: layout.OciImage, daemon: containerd.Containerd, root: Path) -> dict[str, Any]:
-    """The image for the record, each unpacked layer with its place on the volume and its digest."""
-    folders = daemon.layer_folders(image)
-    layers = [
-        {"chain": chain, "path": str(folder.relative_to(root)), "sha256": volume.tree_digest(folder)}
-        for chain, folder in zip(image.chain_ids, folders, strict=True)
+def _images(job: _Job, root: Path) -> dict[str, Any]:
+    """The containerd root, or what the target has instead of it, and what the record says of it."""
+    order, watch, images = job.plan, job.watch, [one.image for one in job.scene.opened]
+    with containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find()) as daemon:
+        job.scene.containerd = daemon.ended
+        with faults.explained(job.scene):
+            for one in job.scene.opened:
+                with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
+                    daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
+            with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
+                for row in daemon.images():
+                    daemon.label(row.reference)
+                for image in images if not order.keep_blobs else ():
+                    daemon.drop_layers(image)
+                daemon.collect()
+            with watch("digest layers"):
+                rows = _rows(images, daemon, root)
+            listed = daemon.listed()
+        job.scene.containerd = str
+    volume.keep_only_caches(root)
+    if not order.target.containerd_root:
+        rows = gke.arrange(root, rows, listed)
+    platform = images[0].platform if images else ""
+    return {"containerd": daemon.version, "images": rows, "platform": platform, "blobs_kept": order.keep_blobs}
+
+
+def _rows(images: list[OciImage], daemon: containerd.Containerd, root: Path) -> list[dict[str, Any]]:
+    """The images for the record, each unpacked layer with its place on the volume and its digest. Images share layers."""
+    folders = [daemon.layer_folders(image) for image in images]
+    every = list(dict.fromkeys(folder for some in folders for folder in some))
+    with ThreadPoolExecutor(HASHING) as pool:
+        digests = dict(zip(every, pool.map(volume.tree_digest, every), strict=True))
+    return [
+        {
+            **image.to_json(),
+            "unpacked": [
+                {"chain": chain, "path": str(folder.relative_to(root)), "sha256": digests[folder]}
+                for chain, folder in zip(image.chain_ids, some, strict=True)
+            ],
+        }
+        for image, some in zip(images, folders, strict=True)
     ]
-    return {**image.to_json(), "unpacked": layers}
 
 
-def _opened(stack: ExitStack, one: ImageInput, platform: str) -> tuple[layout.Layout, layout.OciImage]:
-    opened = stack.enter_context(layout.open_layout(one.path))
-    return opened, layout.find_image(opened, reference=one.reference, platform=platform)
+def _weights(job: _Job, root: Path) -> dict[str, int]:
+    """Manifest digest to bytes."""
+    found: dict[str, int] = {}
+    for one in job.plan.weights:
+        from builder.node.weights import put  # obstore and awscrt, which a bake of images alone does not need
+
+        with job.watch(f"weights {one.folder or one.reference or one.store}"):
+            digest, size = put(one, root / MODELS, job.watch.progress)
+            found[digest] = size
+    return found
 
 
-def _estimate(plan: BakePlan, found: list[layout.OciImage]) -> int:
-    """Bytes that the work may occupy at its height: compressed and unpacked layers, weights, metadata.
+def _compiled(job: _Job, root: Path) -> dict[str, int]:
+    """Key of each compile cache to bytes of its files."""
+    found: dict[str, int] = {}
+    for number, one in enumerate(job.plan.compiled):
+        from builder.node.compiled import put
 
-    Raises ConfigError if the disk is certainly too small, even for layers that do not grow when unpacked.
-    """
-    compressed = sum(image.size for image in found)
-    rest = SPARE + sum(p.stat().st_size for one in plan.weights if one.folder for p in one.folder.rglob("*") if p.is_file())
-    if 2 * compressed + rest > plan.size:
-        said = f"a disk of {units.format_size(plan.size)} for at least {units.format_size(2 * compressed + rest)}"
-        raise ConfigError(said, hint="choose a larger --size")
-    need = round(compressed * (1 + UNPACKED_RATIO)) + rest
-    return need if plan.loop else 2 * need  # the tree and the disk made from it are there together
+        with job.watch(f"compile cache {one.folder or one.reference or one.store}"):
+            key, size = put(one, root, root / f".compiled-{number}", job.watch.progress)
+            found[key] = size
+    return found
 
 
-def _check_plan(plan: BakePlan) -> None:
-    if plan.size % disk.GIB or plan.size < disk.MIN_SIZE:
-        raise ConfigError(
-            f"size of {plan.size} bytes; expected whole GiB, at least 1", hint="volumes come in whole GiB: --size 120GiB"
-        )
-    if not plan.images and not plan.weights:
-        raise ConfigError("nothing to bake", hint="name an image with --image or --oci, or weights with --weights")
-    if plan.out.exists() and not plan.force:
-        raise ConfigError(f"{plan.out}: already there", hint="--force replaces it")
-    if not plan.out.parent.is_dir():
-        raise ConfigError(f"{plan.out.parent}: no such folder")
-    for one in plan.weights:
-        if one.folder and not marker_digest(one.folder):
-            raise ConfigError(f"{one.folder}: not a restored model: no .builder/complete in it",
-                              hint=f"builder weights pull --store URL --to {one.folder}")  # fmt: skip
+class _Layers:
+    """Says which layer of the image is being handed over, and counts its bytes."""
+
+    def __init__(self, image: OciImage, task: Task) -> None:
+        self._task, self._last = task, ""
+        self._numbers = {layer.digest: number for number, layer in enumerate(image.layers, 1)}
+        self._left = sum(blob.size for blob in image.blobs())
+
+    def seen(self, blob: Descriptor, size: int) -> None:
+        if blob.digest != self._last and blob.digest in self._numbers:
+            self._task.note(f"layer {self._numbers[blob.digest]} of {len(self._numbers)}")
+        self._last, self._left = blob.digest, self._left - size
+        self._task.advance(size)
+        if self._left <= 0:
+            self._task.note("unpacking")

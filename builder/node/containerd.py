@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
-from builder.node.layout import Layout, OciImage, stream
+from builder.node.layout import Descriptor, Layout, OciImage
 from builder.node.programs import Programs, find
+from builder.node.stream import stream
 
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
@@ -29,6 +32,7 @@ LAYER_REF = "containerd.io/gc.ref.content.l."
 READY_S = 30.0
 CTR_S = 120.0
 IMPORT_S = 3600.0
+Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
@@ -61,6 +65,7 @@ class Containerd:
     socket: Path
     log: Path
     programs: Programs
+    process: subprocess.Popen[bytes]
 
     @property
     def version(self) -> str:
@@ -74,19 +79,27 @@ class Containerd:
             raise self.failed(args, done.stderr.decode(errors="replace"), done.returncode)
         return done.stdout.decode(errors="replace")
 
-    def load(self, layout: Layout, image: OciImage) -> None:
-        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd."""
+    def load(self, layout: Layout, image: OciImage, seen: Seen | None = None) -> None:
+        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd.
+
+        seen(blob, bytes): told of each piece that was handed over; unpacking goes on after the last.
+        """
         args = ["images", "import", "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen([*self._argv(), *args], stdin=subprocess.PIPE, stdout=said, stderr=said)
+            over = threading.Event()
+            watcher = threading.Thread(target=self._watch, args=(child, over))
+            watcher.start()
             try:
                 assert child.stdin is not None
                 with suppress(BrokenPipeError):  # ctr has left; its own words say why
-                    stream(layout, image, child.stdin)
+                    stream(layout, image, child.stdin, seen)
                 with suppress(BrokenPipeError):
                     child.stdin.close()
                 child.wait(IMPORT_S)
             finally:
+                over.set()
+                watcher.join()
                 if child.poll() is None:
                     child.kill()
                     child.wait()
@@ -95,16 +108,34 @@ class Containerd:
                 raise self.failed(args, said.read().decode(errors="replace"), child.returncode)
         self._expect(image)
 
+    def ended(self) -> str:
+        """How containerd ended, such as `ended with status 1`; "" while it runs."""
+        status = self.process.poll()
+        if status is None:
+            return ""
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def _watch(self, client: subprocess.Popen[bytes], over: threading.Event) -> None:
+        """End a client whose containerd is gone: it would wait for an answer, and we for it to read."""
+        while not over.wait(0.2):
+            if self.ended():
+                client.kill()
+                return
+
     def label(self, reference: str) -> None:
         self.ctr("images", "label", reference, *(f"{key}={value}" for key, value in LABELS.items()))
 
     def images(self) -> list[ImageRow]:
         """Every image reference in the namespace."""
         rows = []
-        for line in self.ctr("images", "ls").splitlines()[1:]:
+        for line in self.listed().splitlines()[1:]:
             words = line.split()  # REF TYPE DIGEST SIZE UNIT PLATFORMS LABELS; labels are k=v,k=v or -
             rows.append(ImageRow(words[0], words[2], dict(pair.split("=", 1) for pair in words[-1].split(",") if "=" in pair)))
         return rows
+
+    def listed(self) -> str:
+        """What `ctr images ls` says."""
+        return self.ctr("images", "ls")
 
     def drop_layers(self, image: OciImage) -> None:
         """Let go of the compressed layers; the unpacked ones stay. Takes effect with `collect`.
@@ -151,8 +182,7 @@ class Containerd:
         # The CRI plugin complains about the missing network configuration of every machine that is no node.
         tail += [line for line in log if re.search("level=(error|fatal)", line) and "cni" not in line][-5:]
         text = "".join(f"\n  {line}" for line in tail)
-        hint = "choose a larger --size" if "no space left" in said else ""
-        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}", hint=hint)
+        return BuilderError(f"exit status {code} from: ctr {shlex.join(map(str, args))}{text}")
 
     def _argv(self) -> list[str | Path]:
         return [self.programs.ctr, "--address", self.socket, "--namespace", NAMESPACE]
@@ -189,7 +219,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Program
         # An own session: Ctrl-C goes to this process alone, which stops containerd when its work is undone.
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
-        running = Containerd(socket, log, found)
+        running = Containerd(socket, log, found, child)
         _wait(running, child)
         yield running
     finally:

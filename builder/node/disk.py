@@ -48,12 +48,24 @@ def need_space(folder: Path, expected: int) -> None:
 
 
 def need_root(what: str) -> None:
-    """Raises CapabilityError unless this process may mount."""
+    """Raises CapabilityError unless this process may mount, make device nodes and write trusted.* attributes.
+
+    Root of a user namespace may not: the kernel lets it mount neither xfs nor ext4, and keeps mknod and the attributes that
+    overlayfs marks opaque folders with from it (user_namespaces(7), xattr(7)).
+    """
+    hint = "run it with sudo or in a privileged container; `builder bake lint` and `builder render` work without"
     if os.geteuid() != 0:
-        raise CapabilityError(
-            f"{what} needs root: it mounts file systems and starts a private containerd",
-            hint="run it with sudo or in a privileged container; `builder bake lint` and `builder render` work without",
-        )
+        raise CapabilityError(f"{what} needs root: it mounts file systems and starts a private containerd", hint=hint)
+    if not _initial_users():
+        raise CapabilityError(f"{what} needs the machine's root; that of a user namespace may not mount disks", hint=hint)
+
+
+def _initial_users() -> bool:
+    """Whether user ids here are those of the machine: the initial user namespace maps all of them onto themselves."""
+    try:
+        return Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+    except OSError:
+        return True
 
 
 def has_loop() -> bool:
@@ -69,7 +81,10 @@ def attached(path: Path, extent: Extent) -> Iterator[Path]:
     done = process.run([
         process.need("losetup", "util-linux"), "--find", "--show", "--offset", str(extent.offset),
         "--sizelimit", str(extent.size), path,
-    ])  # fmt: skip
+    ], check=False)  # fmt: skip
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise CapabilityError(f"{path}: no loop device: {said}", hint="detach some (losetup --list), or use --no-loop")
     device = Path(done.stdout.decode().strip())
     try:
         yield device
@@ -111,6 +126,14 @@ def make_xfs(device: Path, *, label: str = "") -> None:
                              hint="use xfsprogs 6.1 to 6.12")  # fmt: skip
 
 
+def make_ext4(device: Path, *, label: str = "") -> None:
+    """ext4 on a device, its tables written at once, so that no kernel thread on the node writes them later."""
+    process.run([
+        process.need("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0",
+        "-E", "lazy_itable_init=0,lazy_journal_init=0", *(["-L", label] if label else []), device,
+    ])  # fmt: skip
+
+
 def make_ext4_from(tree: Path, path: Path, extent: Extent, *, label: str = "") -> None:
     """ext4 at its place in the disk file `path`, filled with `tree`: no loop device, no mount.
 
@@ -120,6 +143,12 @@ def make_ext4_from(tree: Path, path: Path, extent: Extent, *, label: str = "") -
         process.need("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0", "-d", tree,
         "-E", f"offset={extent.offset}", *(["-L", label] if label else []), path, f"{extent.size // 1024}k",
     ])  # fmt: skip
+
+
+def flush(point: Path) -> None:
+    """Write everything to the disk. Raises BuilderError if a write failed, even one that the kernel did behind our back:
+    unmounting alone does not tell (syncfs reports such errors since Linux 5.8)."""
+    process.run(["sync", "--file-system", point])
 
 
 def trim(point: Path) -> None:

@@ -23,3 +23,8 @@ class WeightsInput:
     reference: str = ""
     endpoint_url: str | None = None
     region: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledInput(WeightsInput):
+    """A captured compile cache: the folder of its artifact, or a store and NAME@KEY in it; NAME is the one captured last."""

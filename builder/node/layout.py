@@ -8,7 +8,6 @@ Format: github.com/opencontainers/image-spec, image-layout.md and image-index.md
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import platform
 import re
@@ -25,7 +24,7 @@ NAMED = "name it: --oci REPOSITORY:TAG=PATH"
 EXPORT = "export with `skopeo copy docker://IMAGE oci-archive:image.tar`, or docker save with the containerd image store"
 NAME_KEY = "io.containerd.image.name"
 TAG_KEY = "org.opencontainers.image.ref.name"
-_INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MAX_JSON = 16 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -183,22 +182,14 @@ def find_image(layout: Layout, *, reference: str = "", platform: str = "") -> Oc
     return image
 
 
-def stream(layout: Layout, image: OciImage, sink: IO[bytes]) -> None:
-    """Write the image as an OCI layout tar to `sink`, in one pass: its own index.json and only the blobs it needs.
-
-    Blobs are copied as they are, so digests stay; a name annotation makes the importer use `image.reference`.
-    """
-    raw = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
-    raw["annotations"] = {NAME_KEY: image.reference, TAG_KEY: image.reference.rsplit(":", 1)[1]}
-    index = {"schemaVersion": 2, "mediaType": _INDEX_TYPES[0], "manifests": [raw]}
-    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-        _add(tar, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
-        _add(tar, "index.json", json.dumps(index).encode())
-        for blob in image.blobs():
-            info = tarfile.TarInfo(blob.member)
-            info.size = blob.size
-            with layout.open(blob.member) as body:
-                tar.addfile(info, body)
+def offered(layout: Layout, reference: str = "") -> tuple[str, tuple[str, ...]]:
+    """(full name, platforms) of the image called `reference` in the layout, or of its only one."""
+    entry, name = _entry(layout, reference)
+    target = _descriptor(entry, layout)
+    if target.media_type in INDEX_TYPES:
+        return name, tuple(where for where, _ in _children(layout, target))
+    settings = _json(layout, _descriptor(_json(layout, target).get("config", {}), layout))
+    return name, (f"{settings.get('os', '?')}/{settings.get('architecture', '?')}",)
 
 
 class _Folder:
@@ -271,21 +262,32 @@ def _entry_name(entry: dict[str, Any]) -> str:
 
 
 def _for_platform(layout: Layout, target: Descriptor, wanted: str) -> Descriptor:
-    if target.media_type not in _INDEX_TYPES:
+    if target.media_type not in INDEX_TYPES:
         return target
-    offered = []
-    for raw in _json(layout, target).get("manifests", []):
+    children = _children(layout, target)
+    for where, child in children:
+        if where == wanted:
+            return _descriptor(child, layout)
+    raise ConfigError(
+        f"{layout.path}: no image for {wanted}; the index offers {', '.join(where for where, _ in children)}",
+        hint="one disk serves one platform: --platform",
+    )
+
+
+def _children(layout: Layout, index: Descriptor) -> list[tuple[str, dict[str, Any]]]:
+    """(platform, entry) of each image of the index; attestations, of platform unknown/unknown, are none."""
+    found = []
+    for raw in _json(layout, index).get("manifests", []):
         where = raw.get("platform") or {}
-        offered.append(f"{where.get('os')}/{where.get('architecture')}")
-        if offered[-1] == wanted:
-            return _descriptor(raw, layout)
-    raise ConfigError(f"{layout.path}: no image for {wanted}; the index offers {', '.join(offered)}")
+        found.append((f"{where.get('os')}/{where.get('architecture')}", raw))
+    return [(where, raw) for where, raw in found if where != "unknown/unknown"]
 
 
 def _complete(layout: Layout, image: OciImage, wanted: str) -> None:
     if image.platform != wanted:
         raise ConfigError(
-            f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}", hint="one disk serves one platform"
+            f"{layout.path}: {image.reference} is for {image.platform}, expected {wanted}",
+            hint=f"one disk serves one platform: --platform {image.platform}",
         )
     faults = [
         f"  {blob.digest}: {_found(layout.size(blob.member))}, expected {blob.size} bytes"
@@ -339,9 +341,3 @@ def _load(layout: Layout, member: str, size: int, digest: str = "") -> dict[str,
 
 def _found(size: int | None) -> str:
     return "missing" if size is None else f"{size} bytes"
-
-
-def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(body)
-    tar.addfile(info, io.BytesIO(body))

@@ -7,7 +7,9 @@
     raw             any other node, as al2023-volume, without SELinux labels
 
 Sources: Bottlerocket: twoliter `partyplanner`, bottlerocket-core-kit `prepare-local-fs.service`, `local.mount`,
-`release-repart-local.conf`, `selinux-policy/rules.cil`.
+`release-repart-local.conf`, `selinux-policy/rules.cil`. Amazon Linux 2023: its user guide, "SELinux modes" (enabled and
+permissive by default), and container-selinux, `container.fc`, for the labels that its policy gives these paths. GKE:
+ai-on-gke, gke-disk-image-builder, `script/startup.sh`. Azure's and other nodes run AppArmor or no policy: no labels.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from builder.node.gpt import Partition, whole_disk
 
 CONTAINERD = "var/lib/containerd"
 MODELS = "var/lib/builder/models"
+COMPILED = "var/lib/builder/compiled"
 CACHE_TREES = (
     "io.containerd.content.v1.content",
     "io.containerd.metadata.v1.bolt",
@@ -31,7 +34,21 @@ FS_LABEL = "BUILDER-DATA"  # XFS labels have at most 12 bytes
 # Bottlerocket's policy creates exactly these three trees as cache_t; pods may read and execute that type but not write
 # it, root with a hostPath mount included (measured: denied with the label, written without).
 _CACHE_T = "system_u:object_r:cache_t:s0"
-_BOTTLEROCKET = {**{f"{CONTAINERD}/{tree}": _CACHE_T for tree in CACHE_TREES}, f"{MODELS}/*": _CACHE_T}
+# What restorecon would write below /var/lib/containerd. A label is kept by the inode, so the bind mount on the node shows
+# it. On a node that enforces, unlabelled files would be unlabeled_t, which containers may not read. Weights: read and
+# executed by containers, written by none.
+_VAR_LIB_T, _FILE_T, _RO_FILE_T = (f"system_u:object_r:container_{name}_t:s0" for name in ("var_lib", "file", "ro_file"))
+_AL2023 = {
+    **{f"{CONTAINERD}/{tree}": _VAR_LIB_T for tree in CACHE_TREES},
+    f"{CONTAINERD}/{CACHE_TREES[2]}/snapshots": _FILE_T,
+    f"{MODELS}/*": _RO_FILE_T,
+    f"{COMPILED}/*": _RO_FILE_T,
+}
+_BOTTLEROCKET = {
+    **{f"{CONTAINERD}/{tree}": _CACHE_T for tree in CACHE_TREES},
+    f"{MODELS}/*": _CACHE_T,
+    f"{COMPILED}/*": _CACHE_T,
+}
 
 
 class Extent(Protocol):
@@ -66,8 +83,10 @@ class TableRow:
 class Target:
     """table: None where the file system fills the disk. filesystem: made by default. label: of the file system, "" for none.
 
-    contexts: SELinux context per tree, paths relative to the root of the file system, `*` for each entry of a folder.
-    device: where the node has the disk.
+    contexts: SELinux context per tree, paths relative to the root of the file system, `*` for each entry of a folder; of two
+    trees that contain a file the inner one decides. device: where the node has the disk.
+    exports: suffixes of the forms that the cloud's image import takes instead of the raw disk.
+    containerd_root: whether it holds a containerd root, weights and compile caches, or unpacked images alone.
     """
 
     name: str
@@ -76,6 +95,8 @@ class Target:
     label: str
     device: str
     contexts: Mapping[str, str] = field(default_factory=dict)
+    exports: tuple[str, ...] = ()
+    containerd_root: bool = True
 
     def partition(self, size: int) -> Partition | None:
         """The entry of the table of a disk of `size` bytes, None where there is no table."""
@@ -109,9 +130,9 @@ TARGETS = {
             "/dev/xvdb",
             _BOTTLEROCKET,
         ),
-        Target("al2023-volume", None, "xfs", FS_LABEL, "/dev/xvdb"),
-        Target("gke-secondary", None, "ext4", "", "secondary boot disk"),
-        Target("azure-data", None, "xfs", FS_LABEL, "data disk"),
+        Target("al2023-volume", None, "xfs", FS_LABEL, "/dev/xvdb", _AL2023),
+        Target("gke-secondary", None, "ext4", "", "secondary boot disk", exports=(".tar.gz",), containerd_root=False),
+        Target("azure-data", None, "xfs", FS_LABEL, "data disk", exports=(".vhd",)),
         Target("raw", None, "xfs", FS_LABEL, "any disk"),
     )
 }

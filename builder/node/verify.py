@@ -118,7 +118,7 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
         workplace.sweep()
         with ExitStack() as stack:
             stack.callback(copy.unlink, missing_ok=True)
-            place = stack.enter_context(workplace.workplace(copy))
+            place = stack.enter_context(workplace.workplace(copy, temporary=True))
             with step(progress or NoProgress(), "bake: copy"):
                 disk.need_space(copy.parent, plan.disk.stat().st_blocks * 512)
                 process.run(["cp", "--sparse=always", "--reflink=auto", plan.disk, copy])

@@ -3,6 +3,7 @@
 /                         root of the file system; Bottlerocket mounts var, opt and mnt from it
   var/lib/containerd/     content, metadata, overlayfs snapshots, and nothing else
   var/lib/builder/models/<64 hex>/    restored weights (builder/format/volume.py)
+  var/lib/builder/compiled/<64 hex>/  captured compile caches (builder/format/compiled.py)
   var/lib/builder/bake.json           what was baked, from what, with what
   opt/ mnt/
 """
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def make_folders(root: Path) -> None:
     """The empty volume, folders 0755 and owned by root."""
     for name in (CONTAINERD, MODELS, "opt", "mnt"):
         (root / name).mkdir(parents=True, exist_ok=True)
+
+
+def own(top: Path) -> int:
+    """Give the tree to root, readable by all and writable by none else. Returns the bytes of its files."""
+    size = 0
+    for path in walk(top):
+        os.chown(path, 0, 0, follow_symlinks=False)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        size += 0 if path.is_dir() else path.stat().st_size
+    return size
 
 
 def keep_only_caches(root: Path) -> list[str]:
@@ -48,20 +59,26 @@ def label_all(root: Path, target: Target) -> int:
     Raises CapabilityError where the kernel refuses the attribute (no CAP_SYS_ADMIN, or a file system without it).
     """
     count = 0
-    for top, context in target.labelled(root):
-        for path in walk(top):
-            try:
-                os.setxattr(path, LABEL_KEY, context.encode(), follow_symlinks=False)
-            except OSError as exc:
-                raise CapabilityError(f"{path}: cannot set {LABEL_KEY}: {exc.strerror}",
-                                      hint="run as root, in a container with CAP_SYS_ADMIN") from exc  # fmt: skip
-            count += 1
+    for path, context in expected_labels(root, target):
+        try:
+            os.setxattr(path, LABEL_KEY, context.encode(), follow_symlinks=False)
+        except OSError as exc:
+            raise CapabilityError(f"{path}: cannot set {LABEL_KEY}: {exc.strerror}",
+                                  hint="run as root, in a container with CAP_SYS_ADMIN") from exc  # fmt: skip
+        count += 1
     return count
+
+
+def expected_labels(root: Path, target: Target) -> Iterator[tuple[Path, str]]:
+    """Every entry that carries a context, once, and that context."""
+    tops = dict(target.labelled(root))
+    for top, context in tops.items():
+        yield from ((path, context) for path in walk(top, without=tops.keys() - {top}))
 
 
 def unlabelled(root: Path, target: Target) -> list[tuple[Path, str]]:
     """Entries without the context that they should carry, and that context."""
-    return [(path, context) for top, context in target.labelled(root) for path in walk(top) if not has_label(path, context)]
+    return [(path, context) for path, context in expected_labels(root, target) if not has_label(path, context)]
 
 
 def has_label(path: Path, context: str) -> bool:
@@ -71,10 +88,12 @@ def has_label(path: Path, context: str) -> bool:
         return False
 
 
-def walk(top: Path) -> Iterator[Path]:
-    """`top` and everything below it, links not followed, in a fixed order."""
+def walk(top: Path, without: Collection[Path] = ()) -> Iterator[Path]:
+    """`top` and everything below it but the folders `without` and what is in them, links not followed, in a fixed order."""
     yield top
     for folder, folders, files in os.walk(top):
+        if without:
+            folders[:] = [name for name in folders if Path(folder, name) not in without]
         folders.sort()
         yield from (Path(folder, name) for name in sorted(folders + files))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from builder.errors import ConfigError, IntegrityError
 from builder.format.volume import lock_file, marker_digest, model_dir
 from builder.node.inputs import WeightsInput
-from builder.node.volume import walk
+from builder.node.volume import own
 from builder.progress import Progress
 from builder.transfer.check import check_folder
 from builder.transfer.manifests import read_manifest
@@ -24,12 +23,7 @@ def put(one: WeightsInput, models: Path, progress: Progress) -> tuple[str, int]:
     Raises ConfigError if the folder is not a restored model, IntegrityError if it is damaged.
     """
     digest = _copy(one.folder, models) if one.folder else _restore(one, models, progress)
-    target, size = model_dir(models, digest), 0
-    for path in walk(target):
-        os.chown(path, 0, 0, follow_symlinks=False)
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        size += 0 if path.is_dir() else path.stat().st_size
-    return digest, size
+    return digest, own(model_dir(models, digest))
 
 
 def _copy(folder: Path, models: Path) -> str:

@@ -4,11 +4,12 @@
         lock          flock while a process works here
         mnt/          the disk's file system
         state/ containerd.toml containerd.log containerd.sock
-        record.json   {"disk": the file being made, "tree": folder or null, "pid"}
+        record.json   {"disk", "files", "trees", "temporary", "pid"}: what is worked on, and what is to go with it
 
 The name is derived from the path of the result, so two bakes of one file exclude each other, and what `kill -9` leaves
 is found by the next bake or check of any file: no lock is held, so its processes, mounts, loop devices and half-made files are
-nobody's, and `sweep` removes them.
+nobody's, and `sweep` removes them. A disk that was there before, and is only opened, is no such file: neither the end nor a
+sweep removes it, unless it was called temporary.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from builder.errors import BuilderError, CapabilityError
 
 RUN = Path("/run/builder")  # short: a socket's path may have at most 107 bytes
 
+# What a bake or a check starts, and what outlives it when it is killed; env and setpriv become containerd.
+_OURS = ("containerd", "ctr", "setpriv", "env", "mke2fs", "mkfs.xfs", "cp", "skopeo", "fstrim", "sync", "pigz")
 RUNC_STATE = Path("/run/containerd/runc/k8s.io")  # fixed by containerd's runc shim, one folder per namespace
 
 
@@ -53,9 +56,12 @@ class Workplace:
 
 
 @contextmanager
-def workplace(disk: Path, *, tree: Path | None = None, run: Path = RUN) -> Iterator[Workplace]:
+def workplace(disk: Path, *, tree: Path | None = None, files: tuple[Path, ...] = (), temporary: bool = False,
+              run: Path = RUN) -> Iterator[Workplace]:  # fmt: skip
     """A locked, empty folder for work on `disk`, removed at the end with every mount, process and device under it.
 
+    tree: a folder, and files: half-made files, that go with it, whatever happens. temporary: so does the disk itself: one
+    that is being made and will have been renamed, or a copy.
     Raises CapabilityError if another process works on the same disk, or the folder cannot be made.
     """
     folder = run / hashlib.sha256(str(disk.resolve()).encode()).hexdigest()[:16]
@@ -64,14 +70,29 @@ def workplace(disk: Path, *, tree: Path | None = None, run: Path = RUN) -> Itera
         raise CapabilityError(f"{disk}: another process works on it", hint="wait for it, or choose another file")
     try:
         _clean(folder)
-        record = {"disk": str(disk.resolve()), "tree": str(tree.resolve()) if tree else None, "pid": os.getpid()}
+        record = {
+            "disk": str(disk.resolve()),
+            "files": [str(path.resolve()) for path in files],
+            "trees": [str(tree.resolve())] if tree else [],
+            "temporary": temporary,
+            "pid": os.getpid(),
+        }
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "mnt").mkdir()
         yield Workplace(folder, disk)
     finally:
-        _clean(folder, keep_disk=True)
+        _clean(folder)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def scratch(folder: Path, *, run: Path = RUN) -> Iterator[Path]:
+    """A new, private folder, removed at the end; by the next bake or check if this process is killed."""
+    with workplace(folder, tree=folder, run=run):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        yield folder
 
 
 def sweep(run: Path = RUN) -> list[str]:
@@ -160,56 +181,71 @@ def _wait_lock(folder: Path) -> int | None:
     return None
 
 
-def _clean(folder: Path, *, keep_disk: bool = False) -> list[str]:
-    """Undo what the record and the folder's own path point to. keep_disk: the disk is finished, or its maker removes it."""
-    removed = []
+def _clean(folder: Path) -> list[str]:
+    """Undo what the record and the folder's own path point to. Returns one sentence per thing undone."""
     record = _record(folder)
-    tree = Path(record["tree"]) if record.get("tree") else None
-    for pid in _processes(folder):
+    disk, trees = record.disk, record.trees
+    removed = []
+    for pid in _processes(folder, record):
         _end(pid)
         removed.append(f"process {pid}")
     _end_container(folder)
-    for point in [p for root in (folder, tree) if root for p in mounts_under(root)]:
+    for point in [p for root in (folder, *trees) for p in mounts_under(root)]:
         process.run([process.need("umount"), point], check=False)
         removed.append(f"mount {point}")
-    disk = Path(record["disk"]) if record.get("disk") else None
     for device in loops_of(disk) if disk else []:
         process.run([process.need("losetup"), "--detach", device], check=False)
         removed.append(f"loop device {device}")
-    if left := mounts_under(folder):
+    if left := [p for root in (folder, *trees) for p in mounts_under(root)]:
         raise BuilderError(f"{left[0]}: cannot be unmounted", hint=f"umount {left[0]}")
-    if tree and tree.exists() and not mounts_under(tree):
-        shutil.rmtree(tree, ignore_errors=True)
-        removed.append(f"folder {tree}")
-    if disk and disk.exists() and not keep_disk:
-        disk.unlink()
-        removed.append(f"file {disk}")
+    for tree in trees:
+        if tree.exists():
+            shutil.rmtree(tree, ignore_errors=True)
+            removed.append(f"folder {tree}")
+    for path in record.removable:
+        if path.is_file():
+            path.unlink()
+            removed.append(f"file {path}")
     for name in ("mnt", "state"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return removed
 
 
-def _record(folder: Path) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What record.json says. removable: files that nobody misses."""
+
+    disk: Path | None = None
+    trees: tuple[Path, ...] = ()
+    removable: tuple[Path, ...] = ()
+
+
+def _record(folder: Path) -> _Record:
     try:
         raw = json.loads((folder / "record.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        disk = Path(raw["disk"])
+        mine = (disk,) if raw["temporary"] is True else ()
+        return _Record(disk, tuple(map(Path, raw["trees"])), (*mine, *map(Path, raw["files"])))
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written: nothing else was begun
+        return _Record()
 
 
-def _processes(folder: Path) -> list[int]:
-    """Processes whose command line names this folder (containerd and its shims; nothing else knows the path), and their
-    children: a container does not end with its shim."""
+def _processes(folder: Path, record: _Record) -> list[int]:
+    """Programs that were started here, as far as their command line names this folder or what is being made, and their
+    children: a container does not end with its shim. A pager or an editor that has the log open is left alone.
+    """
+    marks = [f"{folder}/".encode(), *(os.fsencode(path) for path in (*record.trees, *record.removable))]
     found, parents = [], {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            line = (entry / "cmdline").read_bytes()
+            words = (entry / "cmdline").read_bytes().split(b"\0")
             parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-        if f"{folder}/".encode() in line:
+        named = any(mark in word for word in words[1:] for mark in marks)
+        if named and Path(os.fsdecode(words[0])).name.startswith(_OURS):
             found.append(int(entry.name))
     return [pid for pid, parent in parents.items() if parent in found and pid not in found] + found
 

@@ -25,6 +25,7 @@ from builder.node.verify import VerifyPlan, verify
 from builder.transfer.restore import restore
 from builder.transfer.source import FolderSource
 from tests import oci
+from tests.bounds import BOUND_S
 from tests.unit.transfer.build import Model, random_model
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
@@ -331,14 +332,14 @@ def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, num
     """SIGTERM and Ctrl-C clean up on the way out; what SIGKILL leaves is removed by the next run, and reported."""
     out = tmp_path / "k.img"
     child = subprocess.Popen([sys.executable, "-c", SLOW, str(out), str(layout)], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + BOUND_S
     while not (tmp_path / "imported").exists():
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(leftovers(tmp_path)) >= 3  # a loop device, a mount, a containerd
     child.send_signal(number)
-    assert child.wait(30) == status
+    assert child.wait(BOUND_S) == status
     if number == signal.SIGKILL:
         removed = workplace.sweep()
         assert any(text.startswith("loop device") for text in removed)
@@ -352,14 +353,14 @@ def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path
     """A container outlives its shim and containerd; the next run finds and ends it, and forgets it in runc's records."""
     path = copy_of(baked.path, tmp_path)
     child = subprocess.Popen([sys.executable, "-c", HANGING, str(path)], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + BOUND_S
     while not (runs := [line for line in _arguments() if line.endswith("sleep 98.7")]):
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(runs) == 1
     child.kill()
-    child.wait(30)
+    child.wait(BOUND_S)
     removed = workplace.sweep()
     assert f"file {path}.check" in removed
     assert not [line for line in _arguments() if line.endswith("sleep 98.7")]

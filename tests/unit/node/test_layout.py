@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from builder.errors import BuilderError, ConfigError, IntegrityError
-from builder.node import layout
+from builder.node import layout, stream
 from builder.node.layout import OciImage
 from tests import oci
 
@@ -45,7 +45,7 @@ def test_chain_ids_follow_the_specification(folder: Path) -> None:
 def test_the_stream_is_a_layout_with_the_same_digests(folder: Path, tmp_path: Path) -> None:
     found, out = find(folder, "other.example.com/a/b:v2"), io.BytesIO()
     with layout.open_layout(folder) as opened:
-        layout.stream(opened, found, out)
+        stream.stream(opened, found, out)
     path = tmp_path / "stream.tar"
     path.write_bytes(out.getvalue())
     again = find(path)
