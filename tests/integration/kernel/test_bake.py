@@ -25,6 +25,7 @@ from builder.node.verify import VerifyPlan, verify
 from builder.transfer.restore import restore
 from builder.transfer.source import FolderSource
 from tests import oci
+from tests.leftovers import leftovers
 from tests.unit.transfer.build import Model, random_model
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
@@ -65,23 +66,6 @@ def baked(loop_root: None, layout: Path, weights: Path, tmp_path_factory: pytest
 def _nothing_stays(loop_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     assert leftovers(tmp_path_factory.getbasetemp()) == []
-
-
-def leftovers(base: Path) -> list[str]:
-    """Loop devices, mounts, processes and folders of disks below `base`; other runs may be at work beside this one."""
-    loops = subprocess.check_output(["losetup", "-n", "-O", "BACK-FILE"], text=True).split("\n")
-    alive = {p for p in workplace.RUN.glob("*/") if f'"{base}' not in _read(p / "record.json")}
-    lines = subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
-    found = [str(p) for p in workplace.mounts_under(workplace.RUN)] + [line for line in lines if f"{workplace.RUN}/" in line]
-    found += [str(p) for p in workplace.RUN.glob("*")]
-    return [line for line in loops if str(base) in line] + [f for f in found if not any(str(p) in f for p in alive)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
 
 
 def test_the_disk_starts_its_image_by_digest_with_no_pull(baked: DataVolume, model: Model) -> None:
