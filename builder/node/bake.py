@@ -156,22 +156,20 @@ def _fill(job: _Job, root: Path) -> dict[str, Any]:
 def _images(job: _Job, root: Path) -> dict[str, Any]:
     """The containerd root, or what the target has instead of it, and what the record says of it."""
     order, watch, images = job.plan, job.watch, [one.image for one in job.scene.opened]
-    with containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find()) as daemon:
-        job.scene.containerd = daemon.ended
-        with faults.explained(job.scene):
-            for one in job.scene.opened:
-                with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
-                    daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
-            with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
-                for row in daemon.images():
-                    daemon.label(row.reference)
-                for image in images if not order.keep_blobs else ():
-                    daemon.drop_layers(image)
-                daemon.collect()
-            with watch("digest layers"):
-                rows = _rows(images, daemon, root)
-            listed = daemon.listed()
-        job.scene.containerd = str
+    private = containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find())
+    with private as daemon, faults.explained(job.scene, ended=daemon.ended):
+        for one in job.scene.opened:
+            with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
+                daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
+        with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
+            for row in daemon.images():
+                daemon.label(row.reference)
+            for image in images if not order.keep_blobs else ():
+                daemon.drop_layers(image)
+            daemon.collect()
+        with watch("digest layers"):
+            rows = _rows(images, daemon, root)
+        listed = daemon.listed()
     volume.keep_only_caches(root)
     if not order.target.containerd_root:
         rows = gke.arrange(root, rows, listed)
