@@ -27,7 +27,6 @@ from builder.node.targets import CONTAINERD, MODELS
 from builder.progress import NoProgress, Progress
 
 __all__ = ["BakePlan", "DataVolume", "bake"]
-HASHING = 2  # threads; each reads one layer
 
 Fill = Callable[[Path], dict[str, Any]]  # root of the new file system to the build record
 _EXPORT = {".vhd": vhd.write, ".tar.gz": archive.write}
@@ -181,7 +180,7 @@ def _rows(images: list[OciImage], daemon: containerd.Containerd, root: Path) -> 
     """The images for the record, each unpacked layer with its place on the volume and its digest. Images share layers."""
     folders = [daemon.layer_folders(image) for image in images]
     every = list(dict.fromkeys(folder for some in folders for folder in some))
-    with ThreadPoolExecutor(HASHING) as pool:
+    with ThreadPoolExecutor(blocks.HASHING) as pool:
         digests = dict(zip(every, pool.map(volume.tree_digest, every), strict=True))
     return [
         {
