@@ -24,6 +24,8 @@ from tests import oci
 NAME = "registry.example.com/bench/python:v1"
 LAYER = 256 << 20  # bytes of a layer, unpacked; the first one holds the interpreter
 PYTHON = "/usr/bin/python3"
+PACKAGES = "usr/lib/python3/dist-packages"
+LEFT_OUT = {"test", "site-packages", "idlelib", "ensurepip"}  # of the standard library
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Rootfs:
     layers: tuple[Path, ...]
 
 
-def make(folder: Path, size: int) -> Rootfs:
-    """An image of about `size` unpacked bytes, in gzip layers."""
+def make(folder: Path, size: int, packages: Path | None = None) -> Rootfs:
+    """An image of about `size` unpacked bytes, in gzip layers. packages: a folder to take more files from, first."""
     folder.mkdir(parents=True)
-    plain = [folder / f"{number}.tar" for number, _ in enumerate(_write_layers(folder, size))]
+    plain = [folder / f"{number}.tar" for number, _ in enumerate(_write_layers(folder, size, packages))]
     layout = folder / "layout"
     with ThreadPoolExecutor(2) as pool:
         packed = list(pool.map(_pack, plain))
@@ -56,9 +58,9 @@ def make(folder: Path, size: int) -> Rootfs:
     return Rootfs(layout, unpacked, sum(row["size"] for row in rows), blobs)
 
 
-def _write_layers(folder: Path, size: int) -> Iterator[Path]:
+def _write_layers(folder: Path, size: int, packages: Path | None) -> Iterator[Path]:
     """Uncompressed layers until `size` bytes are there."""
-    files, left, number = iter(_files()), size, 0
+    files, left, number = iter(_files(packages)), size, 0
     while left > 0:
         path, written = folder / f"{number}.tar", 0
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -74,24 +76,27 @@ def _write_layers(folder: Path, size: int) -> Iterator[Path]:
         yield path
 
 
-def _files() -> Iterator[tuple[Path, str]]:
+def _files(packages: Path | None) -> Iterator[tuple[Path, str]]:
     """(file, its place in the image): the interpreter and its libraries, then packages of this environment."""
     python = Path(sys.executable).resolve()
     standard = Path(sysconfig.get_paths()["stdlib"])
+    folders = [*([packages] if packages else []), *map(Path, site.getsitepackages())]
     wanted = [python, *standard.glob("lib-dynload/*.so")]
+    wanted += [path for folder in folders for path in folder.rglob("*.so") if folder == packages or "numpy" in path.parts]
     said = "".join(subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout for path in wanted)
     for library in sorted(set(re.findall(r"(/\S+) \(0x", said))):
-        yield Path(library).resolve(), library.lstrip("/")
+        if not any(library.startswith(f"{folder}/") for folder in folders):
+            yield Path(library).resolve(), library.lstrip("/")
     yield python, PYTHON.lstrip("/")
     yield from _tree(standard, standard)
-    for packages in map(Path, site.getsitepackages()):
-        for top in sorted(packages.iterdir(), key=lambda p: (not p.name.startswith(("numpy", "boto")), p.name)):
-            yield from _tree(top, packages, "usr/lib/python3/dist-packages")
+    for folder in folders:
+        for top in sorted(folder.iterdir(), key=lambda p: (not p.name.startswith("numpy"), p.name)):
+            yield from _tree(top, folder, PACKAGES)
 
 
 def _tree(top: Path, base: Path, into: str = "") -> Iterator[tuple[Path, str]]:
     for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file() and not p.is_symlink()):
-        if "__pycache__" not in path.parts or into:
+        if into or not (LEFT_OUT & set(path.parts) or path.suffix == ".a"):
             yield path, f"{into}/{path.relative_to(base)}" if into else str(path).lstrip("/")
 
 
@@ -121,7 +126,7 @@ def _take(layout: Path, path: Path) -> dict[str, Any]:
 
 def _finish(layout: Path, rows: list[dict[str, Any]], diff_ids: list[str]) -> None:
     arch = host_platform().split("/")[1]
-    inner = {"User": "10001:0", "Entrypoint": [PYTHON], "Env": ["PATH=/usr/bin", "PYTHONDONTWRITEBYTECODE=1"]}
+    inner = {"User": "10001:0", "Entrypoint": [PYTHON], "Env": ["PATH=/usr/bin", f"PYTHONPATH=/{PACKAGES}"]}
     config = {"os": "linux", "architecture": arch, "config": inner, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
     kind = "application/vnd.oci.image.manifest.v1+json"
     manifest = {
