@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--size", type=units.parse_size, default=10**9, help="of the image, unpacked; default: 1 GB")
     parser.add_argument("--packages", type=Path, help="a folder whose files come right after the interpreter")
+    parser.add_argument("--dense", type=float, default=rootfs.DENSE, help="share of it that does not compress; default: 0.25")
     parser.add_argument("--imports", default=IMPORTS, help="what the image's Python runs when blocks are traced")
     parser.add_argument(
         "--containerd", type=Path, action="append", default=[], help="a folder with another version; repeatable"
@@ -75,7 +76,7 @@ def _arguments() -> argparse.Namespace:
 def _sections(work: Path, args: argparse.Namespace) -> Iterator[str]:
     yield f"{measure.machine()}\n\n`python -m benchmarks bake {' '.join(sys.argv[1:])}`\n\n{RULES}"
     if {"bake", "blobs", "hot"} & set(args.parts):
-        image = rootfs.make(work / "image", args.size, args.packages)
+        image = rootfs.make(work / "image", args.size, args.packages, dense=args.dense)
         plan = BakePlan(work / "bake.img", images=(ImageInput(image.layout),), size=8 * GIB, force=True)
         parts = {"bake": _against_raw, "blobs": _blobs, "hot": _hot}
         for name in [name for name in parts if name in args.parts]:

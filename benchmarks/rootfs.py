@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from builder.node.layout import host_platform
 from tests import oci
 
 NAME = "registry.example.com/bench/python:v1"
+DENSE, PIECE = 0.25, 32 << 20
 LAYER = 256 << 20  # bytes of a layer, unpacked; the first one holds the interpreter
 PYTHON = "/usr/bin/python3"
 PACKAGES = "usr/lib/python3/dist-packages"
@@ -38,10 +40,15 @@ class Rootfs:
     layers: tuple[Path, ...]
 
 
-def make(folder: Path, size: int, packages: Path | None = None) -> Rootfs:
-    """An image of about `size` unpacked bytes, in gzip layers. packages: a folder to take more files from, first."""
+def make(folder: Path, size: int, packages: Path | None = None, *, dense: float = DENSE) -> Rootfs:
+    """An image of about `size` unpacked bytes, in gzip layers. packages: a folder to take more files from, first.
+
+    dense: share of the bytes that are random, as compressed GPU code is to gzip; without it the image packs 3.6 to 1.
+    """
     folder.mkdir(parents=True)
-    plain = [folder / f"{number}.tar" for number, _ in enumerate(_write_layers(folder, size, packages))]
+    random = [_random(folder / f"{number}.bin", number) for number in range(round(size * dense / PIECE))]
+    files = [*_interpreter(packages), *((path, f"usr/lib/gpu/{path.name}") for path in random), *_packages(packages)]
+    plain = list(_write_layers(folder, size, files))
     layout = folder / "layout"
     with ThreadPoolExecutor(2) as pool:
         packed = list(pool.map(_pack, plain))
@@ -52,15 +59,15 @@ def make(folder: Path, size: int, packages: Path | None = None) -> Rootfs:
     rows = [_take(layout, path) for path in packed]
     _finish(layout, rows, diff_ids)
     unpacked = sum(path.stat().st_size for path in plain)
-    for path in plain:
+    for path in (*plain, *random):
         path.unlink()
     blobs = tuple(layout / "blobs" / "sha256" / row["digest"][7:] for row in rows)
     return Rootfs(layout, unpacked, sum(row["size"] for row in rows), blobs)
 
 
-def _write_layers(folder: Path, size: int, packages: Path | None) -> Iterator[Path]:
-    """Uncompressed layers until `size` bytes are there."""
-    files, left, number = iter(_files(packages)), size, 0
+def _write_layers(folder: Path, size: int, every: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Uncompressed layers of (file, its place in the image), until `size` bytes are there."""
+    files, left, number = iter(every), size, 0
     while left > 0:
         path, written = folder / f"{number}.tar", 0
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -76,11 +83,20 @@ def _write_layers(folder: Path, size: int, packages: Path | None) -> Iterator[Pa
         yield path
 
 
-def _files(packages: Path | None) -> Iterator[tuple[Path, str]]:
-    """(file, its place in the image): the interpreter and its libraries, then packages of this environment."""
+def _random(path: Path, seed: int) -> Path:
+    path.write_bytes(Random(seed).randbytes(PIECE))
+    return path
+
+
+def _folders(packages: Path | None) -> list[Path]:
+    return [*([packages] if packages else []), *map(Path, site.getsitepackages())]
+
+
+def _interpreter(packages: Path | None) -> Iterator[tuple[Path, str]]:
+    """This interpreter, its standard library, and the system's libraries that it and numpy need."""
     python = Path(sys.executable).resolve()
     standard = Path(sysconfig.get_paths()["stdlib"])
-    folders = [*([packages] if packages else []), *map(Path, site.getsitepackages())]
+    folders = _folders(packages)
     wanted = [python, *standard.glob("lib-dynload/*.so")]
     wanted += [path for folder in folders for path in folder.rglob("*.so") if folder == packages or "numpy" in path.parts]
     said = "".join(subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout for path in wanted)
@@ -89,7 +105,10 @@ def _files(packages: Path | None) -> Iterator[tuple[Path, str]]:
             yield Path(library).resolve(), library.lstrip("/")
     yield python, PYTHON.lstrip("/")
     yield from _tree(standard, standard)
-    for folder in folders:
+
+
+def _packages(packages: Path | None) -> Iterator[tuple[Path, str]]:
+    for folder in _folders(packages):
         for top in sorted(folder.iterdir(), key=lambda p: (not p.name.startswith("numpy"), p.name)):
             yield from _tree(top, folder, PACKAGES)
 
