@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.progress import NoProgress, Progress
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from builder.node.bake import BakePlan, DataVolume
     from builder.node.hot.hotlist import HotList
     from builder.node.hot.start import HotPlan
-    from builder.node.specs import NodeSpecs
+    from builder.node.specs import NodeSpecs, SnapshotRef
     from builder.node.verify import VerifyDisk, VerifyPlan
     from builder.stores.base import Store
     from builder.transfer.cache import Budget, Held
@@ -419,6 +419,21 @@ def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: 
 
     at = {"snapshot_id": snapshot_id or specs.SNAPSHOT, "cluster": cluster or specs.CLUSTER}
     return specs.node_specs(volume, settings, name=name, **at)
+
+
+def specify_again(
+    record: Path, *, settings: Mapping[str, Any], name: str = "", to: Path | None = None, **at: str
+) -> tuple[SnapshotRef, NodeSpecs, Path]:
+    """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
+    from builder.config.recorded import settings_of
+    from builder.node import specs
+
+    found = specs.read_record(record)
+    disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
+    volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
+    chosen = settings_of(found.settings, **settings)
+    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, target=found.target, **at)
+    return ref, specs.NodeSpecs(specs.render(ref), ref.hydration), disk
 
 
 def verify_image(

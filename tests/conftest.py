@@ -26,6 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; read the difference before committing")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `vm` run when `-m` names them, and are not counted otherwise."""
+    if "vm" in config.option.markexpr.split():
+        return
+    left_out = [item for item in items if item.get_closest_marker("vm")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("vm")]
+
+
 def required(what: str) -> bool:
     return what in os.environ.get("BUILDER_REQUIRE", "").split(",")
 

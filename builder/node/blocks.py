@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 BLOCK = 512 << 10
+HASHING = 2  # threads; hashlib lets go of the interpreter meanwhile
+BATCH = 1024  # blocks asked for at a time, so that a full disk does not become a million futures
 _ZERO = bytes(BLOCK)
 
 
@@ -44,14 +49,21 @@ def scan(path: Path) -> BlockMap:
     found: list[int] = []
     with path.open("rb", buffering=0) as disk:
         size = os.fstat(disk.fileno()).st_size
-        for index in candidates(disk.fileno(), size):
-            block = os.pread(disk.fileno(), BLOCK, index * BLOCK)
-            if block == _ZERO[: len(block)]:
-                continue
-            found.append(index)
-            outer.update(index.to_bytes(8, "big"))
-            outer.update(hashlib.sha256(block.ljust(BLOCK, b"\0")).digest())
+        every = candidates(disk.fileno(), size)
+        with ThreadPoolExecutor(HASHING) as pool:
+            while batch := list(islice(every, BATCH)):
+                for index, digest in zip(batch, pool.map(partial(_digest, disk.fileno()), batch), strict=True):
+                    if digest is not None:
+                        found.append(index)
+                        outer.update(index.to_bytes(8, "big"))
+                        outer.update(digest)
     return BlockMap(size, tuple(found), outer.hexdigest())
+
+
+def _digest(fd: int, index: int) -> bytes | None:
+    """sha256 of the block, None if it is all zeros."""
+    block = os.pread(fd, BLOCK, index * BLOCK)
+    return None if block == _ZERO[: len(block)] else hashlib.sha256(block.ljust(BLOCK, b"\0")).digest()
 
 
 def candidates(fd: int, size: int) -> Iterator[int]:
