@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.progress import NoProgress, Progress
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from builder.image.lock import Lock
     from builder.models.source import ModelRef
     from builder.node.bake import BakePlan, DataVolume
-    from builder.node.specs import NodeSpecs
+    from builder.node.hot.hotlist import HotList
+    from builder.node.hot.start import HotPlan
+    from builder.node.specs import NodeSpecs, SnapshotRef
     from builder.node.verify import VerifyDisk, VerifyPlan
     from builder.stores.base import Store
     from builder.transfer.cache import Budget, Held
@@ -396,12 +398,41 @@ def prove_volume(plan: VerifyPlan, *, progress: Progress = QUIET) -> VerifyDisk:
     return volumes.verify(plan, progress=progress)
 
 
+def find_hot_blocks(plan: HotPlan, *, progress: Progress = QUIET) -> HotList:
+    """The blocks that starting the volume's images reads, in order: what a node should load first."""
+    from builder.node.hot import start
+
+    return start.hot(plan, progress=progress)
+
+
+def known_hot_blocks(path: Path, disk: Path) -> HotList:
+    """The list in `path`, which must have been taken from this disk."""
+    from builder.node import blocks
+    from builder.node.hot import hotlist
+
+    return hotlist.read(path).of_disk(blocks.scan(disk).sha256, disk)
+
+
 def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: str = "", cluster: str = "") -> NodeSpecs:
     """What a cluster needs to use the volume: EC2NodeClass, user data, Packer variables, hydration plan."""
     from builder.node import specs
 
     at = {"snapshot_id": snapshot_id or specs.SNAPSHOT, "cluster": cluster or specs.CLUSTER}
     return specs.node_specs(volume, settings, name=name, **at)
+
+
+def specify_again(
+    record: Path, *, settings: Mapping[str, Any], name: str = "", to: Path | None = None, **at: str
+) -> tuple[SnapshotRef, NodeSpecs, Path]:
+    """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
+    from builder.node import specs
+
+    found = specs.read_record(record)
+    disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
+    volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
+    chosen = specs.settings_of(found.settings, **settings)
+    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
+    return ref, specs.NodeSpecs(specs.render(ref), ref.hydration), disk
 
 
 def verify_image(

@@ -14,6 +14,7 @@ import pytest
 
 from builder.errors import CapabilityError
 from builder.stores import rclone
+from tests.bounds import BOUND_S
 from tests.servers import registry as registries
 from tests.servers.registry import Registry
 
@@ -23,6 +24,16 @@ Golden = Callable[[str, str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; read the difference before committing")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `vm` run when `-m` names them, and are not counted otherwise."""
+    if "vm" in config.option.markexpr.split():
+        return
+    left_out = [item for item in items if item.get_closest_marker("vm")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("vm")]
 
 
 def required(what: str) -> bool:
@@ -103,7 +114,7 @@ def docker_engine() -> str:
     """The version of the Docker engine that answers."""
     try:
         done = subprocess.run(
-            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=20, check=True
+            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=BOUND_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         missing("docker", "no Docker engine answers (make engine)")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.models.source import LocalFile, Reading
+from tests.bounds import BOUND_S
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Gated:
 
         node = ray.get_runtime_context().get_node_id()
         (self.gate.folder / f"waits-{offset}-{node}").touch()
-        end = time.monotonic() + 60
+        end = time.monotonic() + BOUND_S
         while not os.path.exists(self.gate.folder / "open"):  # noqa: PTH110
             if time.monotonic() > end:
                 raise TimeoutError("the gate was never opened")

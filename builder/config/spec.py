@@ -318,8 +318,8 @@ class Bake(Section):
     """Size and speed."""
     hydrate: Hydrate = Hydrate()
     """Initialisation from the snapshot."""
-    os_version: Annotated[str, Field(pattern=r"^v\d+\.\d+\.\d+$")] = "v1.62.0"
-    """Bottlerocket release to pin in the EC2NodeClass."""
+    os_version: Annotated[str, Field(pattern=r"^v(\d+\.\d+\.\d+|\d{8})$")] = "v1.62.0"
+    """Release to pin in the EC2NodeClass: v1.62.0 for Bottlerocket, v20260714 for AL2023."""
 
 
 class Load(Section):

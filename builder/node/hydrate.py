@@ -24,7 +24,7 @@ ADVISED_BYTES = 10 * GIB  # beyond this, streaming weights to local NVMe is fast
 
 @dataclass(frozen=True, slots=True)
 class Hydration:
-    """mode: none, rate or fsr. seconds: until every block is there, per node. *_usd: see the field names.
+    """mode: none, rate or fsr; other outside AWS. seconds: until every block is there, per node. *_usd: see the field names.
 
     advice: one sentence, "" where there is nothing to say.
     """
@@ -56,8 +56,20 @@ class Hydration:
             "rate": f"{size} in {time} per node at ${self.node_usd:.4f}",
             "fsr": f"{size} at once, {self.credits} volumes per hour and zone, ${self.zone_usd_per_hour:.2f} per zone and hour",
             "none": f"{size} on first touch, up to {time} per node",
+            "other": f"{size}, read through by the cloud as it sees fit",
         }[self.mode]
+        if self.mode == "other":
+            return text
         return f"{text}; upload ${self.upload_usd:.4f}"
+
+
+def elsewhere(nonzero_bytes: int) -> Hydration:
+    """The plan outside AWS, where there is no rate to buy and we know no price.
+
+    >>> print(elsewhere(12 << 30))
+    12.0 GiB, read through by the cloud as it sees fit
+    """
+    return Hydration("other", nonzero_bytes, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 def plan(nonzero_bytes: int, disk_bytes: int, *, mode: str, mib_per_s: int = 300) -> Hydration:

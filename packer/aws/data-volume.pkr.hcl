@@ -1,12 +1,13 @@
 # A snapshot of a baked data volume, for accounts where the EBS direct APIs may not be used.
 #
 #   builder bake disk data.img --oci REPOSITORY:TAG=layout/ --size 120GiB
-#   packer init packer/aws
-#   packer build -var-file data.img.auto.pkrvars.json packer/aws
+#   packer init packer/aws/data-volume.pkr.hcl
+#   packer build -var-file data.img.auto.pkrvars.json packer/aws/data-volume.pkr.hcl
 #
 # An ordinary Linux instance gets an empty EBS volume, writes the disk's non-zero blocks onto it, reads them back, and is
-# thrown away; the volume becomes a snapshot. Bottlerocket itself is never started: it has no shell.
-# Lines between "packer >= 1.8" and "end" use arguments that Packer 1.6 lacks.
+# thrown away; the volume becomes a snapshot. Bottlerocket itself is never started: it has no shell. Serves the targets
+# bottlerocket and al2023-volume.
+# Lines between "packer >= 1.8" and "end" use arguments that Packer 1.6 lacks; between "on the instance" and "end", a login.
 
 # packer >= 1.8
 packer {
@@ -69,6 +70,12 @@ variable "image_digest" {
   default = ""
 }
 
+variable "architecture" {
+  type        = string
+  default     = "x86_64"
+  description = "Of the instance that writes; the disk's own is as good as any."
+}
+
 variable "instance_type" {
   type    = string
   default = "c6i.large"
@@ -88,7 +95,7 @@ variable "builder_size" {
 
 variable "ami_name" {
   type    = string
-  default = "debian-12-amd64-*"
+  default = "debian-12-*"
 }
 
 variable "ami_owner" {
@@ -110,6 +117,7 @@ source "amazon-ebsvolume" "data" {
   source_ami_filter {
     filters = {
       name                = var.ami_name
+      architecture        = var.architecture
       virtualization-type = "hvm"
       root-device-type    = "ebs"
     }
@@ -154,6 +162,7 @@ source "amazon-ebsvolume" "data" {
 build {
   sources = ["source.amazon-ebsvolume.data"]
 
+  # on the instance
   # A sparse file of many GiB becomes an archive of what it holds.
   provisioner "shell-local" {
     inline = ["tar --create --sparse --zstd --file '${var.disk_file}.tar.zst' --directory \"$(dirname '${var.disk_file}')\" \"$(basename '${var.disk_file}')\""]
@@ -166,8 +175,9 @@ build {
   }
 
   provisioner "shell" {
-    script           = "${path.root}/write-disk.sh"
+    script           = "${path.root}/../write-disk.sh"
     environment_vars = ["DEVICE=${var.device}"]
     execute_command  = "sudo env {{ .Vars }} sh '{{ .Path }}'"
   }
+  # end
 }

@@ -20,6 +20,7 @@ import pytest
 from builder.config.load import load
 from builder.format.volume import marker_digest, model_dir
 from builder.stores import rclone
+from tests.bounds import BOUND_S
 
 BUILDER = [sys.executable, "-c", "from builder.cli import main; main()"]
 
@@ -110,7 +111,7 @@ def _port(box: str, inner: str) -> str:
     return subprocess.run(["docker", "port", box, inner], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def _until_ready(control: str, box: str, timeout_s: float = 120) -> None:
+def _until_ready(control: str, box: str, timeout_s: float = BOUND_S) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:

@@ -19,6 +19,7 @@ from builder.transfer.cache import SPARE_BYTES, Budget, ensure, prune, scan
 from builder.transfer.check import check_folder
 from builder.transfer.lease import holders
 from builder.transfer.restore import restore
+from tests.bounds import BOUND_S
 from tests.integration.test_runtime import Served
 from tests.servers.objects import ObjectServer
 from tests.unit.transfer.build import DictSource, Model, model, random_model
@@ -89,7 +90,7 @@ def pull(server: ObjectServer, root: Path, name: str = "m", limit: str = "") -> 
 
 
 def finish(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=BOUND_S)
     assert process.returncode == 0, err.decode()
     found: dict[str, int] = json.loads(out)
     return found
@@ -106,7 +107,7 @@ def ending(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for process in processes:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=BOUND_S)
 
 
 def test_ten_pulls_on_one_node_download_once(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_another_takes_over_from_one_that_is_killed(tmp_path: Path) -> None:
         others = [pull(server, tmp_path / "root") for _ in range(3)]
         time.sleep(0.3)
         first.kill()
-        first.communicate(timeout=30)
+        first.communicate(timeout=BOUND_S)
         reports = [finish(process) for process in others]
         assert chunk_reads(server) <= 100 + 4, "at most what was in flight was fetched twice"
     assert sum(1 for r in reports if r["fetched_chunks"]) == 1
@@ -193,7 +194,7 @@ def test_readers_evictors_and_kills_at_random(tmp_path: Path) -> None:
         most = max(most, sum(e.size for e in scan(root)))
         if draw.random() < 0.5:
             evictor.kill()
-            evictor.communicate(timeout=30)
+            evictor.communicate(timeout=BOUND_S)
             evictor = start(EVICT, root, MIB)
         else:
             victim = readers.pop(0)
@@ -204,7 +205,7 @@ def test_readers_evictors_and_kills_at_random(tmp_path: Path) -> None:
     with ending(evictor, *readers):
         total = finish(stay)
         for process in ended:
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=BOUND_S)
             assert process.returncode in (0, -signal.SIGKILL), err.decode()
     assert kills >= 3
     assert total["read"] > 50
@@ -228,12 +229,12 @@ def test_evictions_killed_at_random_points(tmp_path: Path) -> None:
         with ensure(built.manifest, root, lambda to: restore(built.manifest, source, to), budget=Budget(90, percent=True)):
             assert whole(root, [built]) == 1
         evictor = start(EVICT, root, 0)
-        until = time.monotonic() + 30
+        until = time.monotonic() + BOUND_S
         while folder.exists() and time.monotonic() < until and draw.random() > 0.002:
             time.sleep(0.0002)
         time.sleep(draw.random() * 0.01)
         evictor.kill()
-        evictor.communicate(timeout=30)
+        evictor.communicate(timeout=BOUND_S)
         seen.add((folder.exists(), any(p.name.endswith(".evicted") for p in root.iterdir())))
         whole(root, [built])
     assert (False, True) in seen, "some were killed while they deleted"
@@ -249,7 +250,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
     yield served
     if served.process.poll() is None:
         served.process.kill()
-        served.process.wait(30)
+        served.process.wait(BOUND_S)
 
 
 def test_a_server_and_its_engine_hold_the_model_as_long_as_they_live(tmp_path: Path, server: Served) -> None:

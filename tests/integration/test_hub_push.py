@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from huggingface_hub import snapshot_download
 
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.models import safetensors_model
 from tests.servers.hub import REPO, TRANSIENT, Access, HubServer
@@ -56,7 +57,7 @@ class Box:
         return self.end(self.start(*args), code)
 
     def end(self, process: subprocess.Popen[bytes], code: int = 0) -> dict[str, Any]:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=BOUND_S)
         assert process.returncode == code, err.decode()
         assert SECRET.encode() not in out + err
         found: dict[str, Any] = json.loads(out)
@@ -182,7 +183,7 @@ def test_a_killed_push_is_completed_by_the_next(server: HubServer, box: Box, mod
     server.pause_s = 0.1
     for wanted in (1, 2):
         push = box.start("weights", "push", f"hf://{REPO}", *folder_store(store), *small)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + BOUND_S
         while push.poll() is None and len(list(store.glob("chunks/sha256/*/*"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.005)
         if push.poll() is None:

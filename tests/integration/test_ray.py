@@ -29,6 +29,7 @@ from builder.weights import push as pushing
 from builder.weights import split
 from builder.weights.push import PushReport
 from builder.weights.verify import verify
+from tests.bounds import BOUND_S
 from tests.conftest import S3, missing
 from tests.gated import GatedFile
 from tests.models import safetensors_model
@@ -56,7 +57,7 @@ class Cluster:
 
     def grow(self, **options: Any) -> Any:
         node = self.ray.add_node(**SMALL, **options)
-        assert self.ray.wait_for_nodes(timeout=30) is None
+        assert self.ray.wait_for_nodes(timeout=BOUND_S) is None
         return node
 
     def kill(self, node: Any) -> None:
@@ -249,7 +250,7 @@ def test_the_command(cluster: Cluster, tmp_path: Path) -> None:
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         until(lambda: bool(list(store.glob("chunks/sha256/*/*"))))
         cluster.kill(doomed)
-        out, err = running.communicate(timeout=120)
+        out, err = running.communicate(timeout=BOUND_S)
     assert running.returncode == 0, err.decode()
     report = json.loads(out)  # Ray's words on the node that it lost are not on stdout
     assert report["sent_chunks"] + report["reused_chunks"] == report["chunks"] == 8
@@ -259,13 +260,13 @@ def test_the_command(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["ray=127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_a_cluster_that_does_not_answer(engine: str, model: Path, tmp_path: Path) -> None:
     words = [*BUILDER, "push", str(model), "--store", str(tmp_path / "store"), "--engine", engine]
-    done = subprocess.run([*words, "--format", "json", "-q"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([*words, "--format", "json", "-q"], capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == 5, done.stderr.decode()
     assert json.loads(done.stdout)["error"]["code"] == "remote"
     assert not (tmp_path / "store" / "manifests").exists()
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = BOUND_S) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came"

@@ -20,11 +20,11 @@ import pytest
 
 from builder.format.phases import parse_lines
 from builder.runtime.drive import ask, run_level
+from tests.bounds import BOUND_S
 from tests.unit.transfer import build
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "tests" / "servers" / "fake_engine.py"
-WAIT_S = 30.0
 
 
 class Served:
@@ -59,7 +59,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.control, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.control, timeout=BOUND_S)
         with contextlib.closing(connection):
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -68,14 +68,14 @@ class Served:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until `holds()`; a control port that does not answer yet counts as no."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + BOUND_S
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if holds():
                     return
             assert self.process.poll() is None, self.err.read_text()
             time.sleep(0.02)
-        raise AssertionError(f"it did not happen within {WAIT_S:g} s; log:\n{self.err.read_text()}")
+        raise AssertionError(f"it did not happen within {BOUND_S:g} s; log:\n{self.err.read_text()}")
 
     def until_ready(self) -> dict[str, Any]:
         self.until(lambda: self.get("/ready")[0] == 200)
@@ -88,7 +88,7 @@ class Served:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
+        return self.process.wait(BOUND_S)
 
 
 Serve = Callable[..., Served]
@@ -129,7 +129,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + BOUND_S
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not alive(pid)
@@ -185,7 +185,7 @@ def test_beyond_the_limit_it_is_503_with_retry_after_at_once(serve: Serve) -> No
     held = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(2)]
     served.until(lambda: metrics(served.get("/metrics")[1])["builder_queue_depth"] == 2)
     began = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=BOUND_S)
     connection.request("POST", "/v1/chat/completions", b"x" * 300_000)
     answer = connection.getresponse()
     assert (answer.status, answer.getheader("Retry-After")) == (503, "5")
@@ -235,20 +235,20 @@ def test_a_client_that_leaves_takes_its_engine_connection_along(serve: Serve, tm
 @pytest.mark.parametrize(("die_with", "expected"), [("7", 7), ("0", 0), ("-9", 137), ("-11", 139)])
 def test_an_engine_that_dies_early_gives_its_code(serve: Serve, die_with: str, expected: int) -> None:
     served = serve("--start-s", "20", "--die-s", "0.2", f"--die-with={die_with}")
-    assert served.process.wait(WAIT_S) == expected
+    assert served.process.wait(BOUND_S) == expected
     assert f"ended by itself with exit code {expected} during step 'engine'" in served.err.read_text()
 
 
 def test_an_engine_that_dies_in_its_first_answer_gives_its_code(serve: Serve) -> None:
     served = serve("--die-at-request", "1", "--die-with=9")
-    assert served.process.wait(WAIT_S) == 9
+    assert served.process.wait(BOUND_S) == 9
     assert "first_token" not in served.out.read_text()
 
 
 def test_an_engine_that_dies_after_ready_ends_the_container(serve: Serve) -> None:
     served = serve()
     os.kill(served.until_ready()["engine_pid"], signal.SIGKILL)
-    assert served.process.wait(WAIT_S) == 137
+    assert served.process.wait(BOUND_S) == 137
 
 
 def test_a_failing_health_check_makes_it_unready_and_back(serve: Serve, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_what_the_engine_started_ends_with_it(serve: Serve, tmp_path: Path) -> N
 def test_an_engine_that_stays_silent_is_an_error_with_a_hint(serve: Serve) -> None:
     served = serve("--start-s", "20", BUILDER_READY_TIMEOUT_S="0.5")
     pid = served.engine_pid()
-    assert served.process.wait(WAIT_S) == 1
+    assert served.process.wait(BOUND_S) == 1
     assert "error: the engine did not answer /health with 200 within 0 s" in served.err.read_text()
     assert gone(pid)
 
@@ -355,7 +355,7 @@ def test_an_engine_that_stays_silent_is_an_error_with_a_hint(serve: Serve) -> No
 )
 def test_causes_have_their_exit_codes(serve: Serve, name: str, value: str, code: int, said: str) -> None:
     served = serve(**{name: value})
-    assert served.process.wait(WAIT_S) == code
+    assert served.process.wait(BOUND_S) == code
     assert said in served.err.read_text()
 
 
@@ -363,7 +363,7 @@ def test_a_taken_port_is_named(serve: Serve) -> None:
     first = serve()
     first.until_ready()
     second = serve(BUILDER_PORT=str(first.port))
-    assert second.process.wait(WAIT_S) == 4
+    assert second.process.wait(BOUND_S) == 4
     assert f"port {first.port} of 127.0.0.1" in second.err.read_text()
 
 
@@ -372,7 +372,7 @@ def test_a_taken_port_is_named_before_an_engine_without_a_queue_starts(serve: Se
     first = serve()
     first.until_ready()
     second = serve("--fork", str(tmp_path / "pid"), BUILDER_PORT=str(first.port), BUILDER_QUEUE="0")
-    assert second.process.wait(WAIT_S) == 4
+    assert second.process.wait(BOUND_S) == 4
     assert f"port {first.port} of 127.0.0.1" in second.err.read_text()
     assert "hint: set BUILDER_PORT to a free port" in second.err.read_text()
     assert not (tmp_path / "pid").exists()

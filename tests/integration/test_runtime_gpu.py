@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from builder.format.phases import parse_lines
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.integration.test_runtime import ROOT, Served, alive
 from tests.servers.objects import ObjectServer
 from tests.unit.transfer import build
 
 SOURCE = Path(__file__).parents[1] / "servers" / "fakecuda.c"
-END_S = 30.0
 H100, A100 = "NVIDIA H100 80GB HBM3=9.0", "NVIDIA A100-SXM4-80GB=8.0"
 Start = Callable[..., Served]
 
@@ -67,7 +67,7 @@ def start(tmp_path: Path, store: Path, libraries: Path) -> Iterator[Start]:
 
 def refused(served: Served) -> str:
     """The error's line, of a server that ended with 4 before it started an engine, and said nothing more but a hint."""
-    assert served.process.wait(END_S) == 4, served.err.read_text()
+    assert served.process.wait(BOUND_S) == 4, served.err.read_text()
     text = served.err.read_text()
     assert "Traceback" not in text
     assert not (served.err.parent / "engine").exists()
@@ -197,7 +197,7 @@ def test_it_is_refused_while_the_weights_wait(start: Start, tmp_path: Path, stor
 
 def start_refused(start: Start) -> str:
     served = start(FAKECUDA_DEVICES=A100)
-    assert served.process.wait(END_S) == 4
+    assert served.process.wait(BOUND_S) == 4
     return served.err.read_text()
 
 
@@ -212,7 +212,7 @@ def test_a_load_that_is_cut_short_leaves_nothing_that_looks_complete(start: Star
         env = {"BUILDER_STORE": f"{server.endpoint_url}/b", "BUILDER_CONCURRENCY": "2"}
         slow = {"FAKECUDA_FAULT": "cuInit=hang", "BUILDER_GPU_TIMEOUT_S": "2"}
         served = start(**env, **slow)
-        assert served.process.wait(END_S) == 4
+        assert served.process.wait(BOUND_S) == 4
         assert "cuInit did not return within 2 s" in served.err.read_text()
         assert sum(server.served.values()) > 3, "the load had begun"
     assert [p for p in models.iterdir() if not p.name.startswith(".")] == []

@@ -21,11 +21,10 @@ from builder.runtime.drive import Answer, ask
 from builder.stores.open import open_store
 from builder.weights.push import push
 from builder.weights.split import plan
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.integration.test_runtime import ROOT, Served, free_port, gone
 from tests.models import smollm2
-
-READY_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +57,10 @@ def test_a_real_model_answers_and_a_running_answer_survives_sigterm(tmp_path: Pa
         early: list[Answer] = []
         served.until(lambda: served.get("/live")[0] == 200)
         asking = threading.Thread(
-            target=lambda: early.append(ask(served.url, "smollm2", "What is 2+2?", max_tokens=12, timeout_s=READY_S))
+            target=lambda: early.append(ask(served.url, "smollm2", "What is 2+2?", max_tokens=12, timeout_s=BOUND_S))
         )
         asking.start()
-        asking.join(READY_S)
+        asking.join(BOUND_S)
         assert early, served.err.read_text()
         assert early[0].text.strip()
         assert ask(served.url, "smollm2", "What is 2+2?", max_tokens=12).text == early[0].text
@@ -70,12 +69,12 @@ def test_a_real_model_answers_and_a_running_answer_survives_sigterm(tmp_path: Pa
 
         late: list[Answer] = []
         asking = threading.Thread(
-            target=lambda: late.append(ask(served.url, "smollm2", "Count to one hundred.", max_tokens=60, timeout_s=READY_S))
+            target=lambda: late.append(ask(served.url, "smollm2", "Count to one hundred.", max_tokens=60, timeout_s=BOUND_S))
         )
         asking.start()
         time.sleep(0.5)
         assert served.end(signal.SIGTERM) == 0
-        asking.join(READY_S)
+        asking.join(BOUND_S)
         assert late, "the answer was cut off"
         assert late[0].tokens > 12
         assert gone(status["engine_pid"])
@@ -100,7 +99,7 @@ def test_selftest_of_a_real_model(tmp_path: Path, store: Path, env: dict[str, st
         "--requests",
         "2",
     ]
-    done = subprocess.run(argv, env=values, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, env=values, capture_output=True, text=True, check=False, timeout=BOUND_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["ok"]
@@ -119,5 +118,5 @@ def test_a_file_that_is_no_model_ends_with_the_engines_code(tmp_path: Path, stor
     with path.open("r+b") as file:
         file.write(b"JUNK")
     served = Served(tmp_path, store, (), env)
-    assert served.process.wait(60) == 1
+    assert served.process.wait(BOUND_S) == 1
     assert "llama.cpp cannot serve it" in served.err.read_text()

@@ -29,6 +29,7 @@ from builder.verify.launch import Launch
 from builder.verify.run import verify_in_place
 from builder.weights.push import push
 from builder.weights.split import plan
+from tests.bounds import BOUND_S
 from tests.integration.test_runtime import Served, gone
 from tests.models import onnx_linear, onnx_tokens
 
@@ -66,7 +67,7 @@ def serve(tmp_path: Path, store: Path) -> Iterator[Serve]:
 def linear(served: Served, *rows: list[float]) -> list[float]:
     spec, shape = v2.Spec("x", "FP32", (-1, 4)), (len(rows), 4)
     data = struct.pack(f"<{4 * len(rows)}f", *(v for row in rows for v in row))
-    [y] = v2.infer(served.url, "linear", [(spec, shape, data)], timeout_s=20)
+    [y] = v2.infer(served.url, "linear", [(spec, shape, data)], timeout_s=BOUND_S)
     return list(struct.unpack(f"<{3 * len(rows)}f", y.data))
 
 
@@ -77,7 +78,7 @@ def test_from_the_store_to_the_right_numbers(serve: Serve) -> None:
     asker = threading.Thread(target=lambda: early.append(linear(served, [1, 0, 0, 0])))  # held until it is ready
     asker.start()
     status = served.until_ready()
-    asker.join(20)
+    asker.join(BOUND_S)
     assert early == [[1, 3, 5]]  # the first row of W, and b
     assert linear(served, [0, 0, 0, 0], [1, 1, 1, 1]) == [1, 2, 3, 19, 24, 29]
     phases = {p.phase: p for p in parse_lines(served.out.read_text().splitlines())}
@@ -102,7 +103,7 @@ def test_a_model_of_tokens_is_warmed_in_every_shape(serve: Serve) -> None:
 
 def test_what_is_no_model_ends_with_one_line(serve: Serve) -> None:
     served = serve("damaged")
-    assert served.process.wait(30) == 1
+    assert served.process.wait(BOUND_S) == 1
     assert "error: " in served.err.read_text()
     assert "onnxruntime cannot serve it" in served.err.read_text()
     assert "Traceback" not in served.err.read_text()
@@ -110,7 +111,7 @@ def test_what_is_no_model_ends_with_one_line(serve: Serve) -> None:
 
 def test_a_taken_argument_is_refused_before_the_weights(serve: Serve, tmp_path: Path) -> None:
     served = serve("linear", BUILDER_ENGINE_ARGS='["--port", "1"]')
-    assert served.process.wait(30) == 2
+    assert served.process.wait(BOUND_S) == 2
     assert "BUILDER_ENGINE_ARGS: --port is decided by the runtime for onnxruntime" in served.err.read_text()
     assert not (tmp_path / "models").exists()
 
@@ -128,7 +129,7 @@ def test_a_server_that_must_use_cuda_says_that_it_cannot(store: Path, tmp_path: 
 def selftest(served: Served, *options: str) -> tuple[int, dict[str, Any]]:
     served.end(signal.SIGKILL)  # only its environment is wanted
     argv = [sys.executable, "-m", "builder.runtime", "selftest", "--concurrency", "1,3", "--requests", "6", *options]
-    done = subprocess.run(argv, env=served.env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, env=served.env, capture_output=True, text=True, check=False, timeout=BOUND_S)
     return done.returncode, json.loads(done.stdout or "{}")
 
 

@@ -26,6 +26,7 @@ from builder.runtime.drive import asking, run_level
 from builder.stores.open import open_store
 from builder.weights.push import push
 from builder.weights.split import plan
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.integration.test_runtime import Served, gone
 
@@ -89,7 +90,7 @@ def test_from_the_store_to_the_right_numbers(serve: Serve, model: str) -> None:
     served = serve(model, BUILDER_WARMUP_BATCH="1,4,32")
     status = served.until_ready()
     data = struct.pack("<8f", 1, 0, 0, 0, 1, 1, 1, 1)
-    [y] = v2.infer(served.url, model, [(v2.Spec("x", "FP32", (-1, 4)), (2, 4), data)], timeout_s=20)
+    [y] = v2.infer(served.url, model, [(v2.Spec("x", "FP32", (-1, 4)), (2, 4), data)], timeout_s=BOUND_S)
     assert struct.unpack("<6f", y.data) == (0, 1, 2, 18, 22, 26)
     [stable] = [p for p in parse_lines(served.out.read_text().splitlines()) if p.phase == "stable"]
     small, middle, large = stable.detail["shapes"]
@@ -105,7 +106,7 @@ def test_selftest_proves_the_claims(serve: Serve) -> None:
     served = serve("linear")
     served.end(signal.SIGKILL)  # only its environment is wanted
     argv = [sys.executable, "-m", "builder.runtime", "selftest", "--concurrency", "1,3", "--requests", "6"]
-    done = subprocess.run(argv, env=served.env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, env=served.env, capture_output=True, text=True, check=False, timeout=BOUND_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["answer"]["repeated"]

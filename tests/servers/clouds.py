@@ -24,6 +24,7 @@ from pathlib import Path
 from builder import process
 from builder.errors import CapabilityError
 from builder.stores import rclone
+from tests.bounds import BOUND_S
 
 BUCKET = "models"
 AZURITE = Path(sys.prefix) / "azurite/node_modules/azurite/dist/src/blob/main.js"
@@ -120,7 +121,7 @@ def _http(store: Path) -> Iterator[Cloud]:
 
 
 @contextlib.contextmanager
-def _listening(argv: object, wait_s: float = 20.0) -> Iterator[int]:
+def _listening(argv: object, wait_s: float = BOUND_S) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

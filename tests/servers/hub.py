@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.bounds import BOUND_S
 from tests.servers.objects import Plan
 
 REPO = "org/model"
@@ -239,7 +240,7 @@ class _Answer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout = BOUND_S
     disable_nagle_algorithm = True
     server: _Server
 

@@ -37,6 +37,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.bounds import BOUND_S
+
 CLONE_NEWNET = 0x40000000
 JSON = "application/vnd.pypi.simple.v1+json"
 
@@ -172,7 +174,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout = BOUND_S
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None: ...
@@ -303,7 +305,7 @@ class Proxy:
             host, port = match[1].decode(), int(match[2])
 
             def connect() -> socket.socket:
-                return socket.create_connection((host, port), timeout=10)
+                return socket.create_connection((host, port), timeout=BOUND_S)
 
             with within(self.namespace, connect) if self.namespace else connect() as server:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -318,7 +320,7 @@ def _end() -> bytes:
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    source.settimeout(60)
+    source.settimeout(BOUND_S)
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)

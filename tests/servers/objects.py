@@ -22,6 +22,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from tests.bounds import BOUND_S
+
 Plan = Callable[[str, int], str]
 """(key, how many times this key was asked for before) -> a name of FAULTS, or "" to serve the object."""
 
@@ -137,7 +139,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout = BOUND_S
     server: _Server
 
     def setup(self) -> None:

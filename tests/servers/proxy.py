@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from builder.transfer.checksum import crc64nvme_hex
+from tests.bounds import BOUND_S
 
 HOP = frozenset({"connection", "keep-alive", "expect", "transfer-encoding", "te", "upgrade", "proxy-connection"})
 SUMS = "x-amz-checksum-"
@@ -209,7 +210,7 @@ class _Answer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout = BOUND_S
     server: _Server
 
     def setup(self) -> None:
@@ -266,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> http.client.HTTPConnection:
         """The request, sent on."""
-        connection = http.client.HTTPConnection(self.owner.upstream, timeout=60)
+        connection = http.client.HTTPConnection(self.owner.upstream, timeout=BOUND_S)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() not in HOP:

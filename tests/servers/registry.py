@@ -27,6 +27,7 @@ from typing import Any
 
 from builder import process
 from builder.errors import CapabilityError
+from tests.bounds import BOUND_S
 
 MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -85,7 +86,7 @@ class Registry:
         context = ssl.create_default_context(cafile=str(self.ca)) if self.ca else None
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=BOUND_S) as answer:
                 return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -186,13 +187,13 @@ def serve(
     finally:
         server.terminate()
         try:
-            server.wait(5)
+            server.wait(BOUND_S)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
 
 
-def _port(server: subprocess.Popen[bytes], log: Path, within_s: float = 20.0) -> int:
+def _port(server: subprocess.Popen[bytes], log: Path, within_s: float = BOUND_S) -> int:
     """The port that the kernel chose, as the log tells it once the socket listens."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

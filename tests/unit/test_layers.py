@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "process": {"errors"},
     "progress": set(),
     "resources": {"errors"},
+    "sarif": set(),
     "format": {"", "errors", "format"},
     "transfer": {"", "errors", "format", "transfer"},
     "runtime": {"", "errors", "format", "transfer", "runtime"},
@@ -30,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores": BASE | {"format", "transfer", "stores"},
     "engines": BASE | {"format", "engines"},
     "weights": BASE | {"format", "transfer", "models", "stores", "engines", "weights"},
-    "image": BASE | {"format", "slim", "config", "render", "image"},
-    "node": BASE | {"format", "transfer", "config", "render", "node"},
+    "image": BASE | {"format", "slim", "config", "render", "sarif", "image"},
+    "node": BASE | {"format", "transfer", "config", "render", "sarif", "node"},
     "verify": BASE | {"format", "transfer", "config", "render", "runtime", "verify"},
 }
 MAY_IMPORT["pipeline"] = set().union(*MAY_IMPORT.values()) - {"runtime"}
@@ -61,6 +62,8 @@ PINNED = {
     "cyclonedx": {"image/attest/"},
     "packageurl": {"image/attest/"},
     "pytest": {"verify/fixtures.py"},
+    "grpc": {"node/proof/cri.py"},
+    "google": {"node/proof/api.py"},
     "backports": {"image/stream.py"},
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder import sarif as sarif_form
 from builder.errors import ConfigError
 from builder.image.lint.parse import Dockerfile, parse
 from builder.image.lint.rules import RULES, Rule
@@ -76,38 +77,6 @@ def _silenced(file: Dockerfile) -> dict[int, frozenset[str]]:
 
 
 def sarif(findings: Sequence[Finding], version: str) -> dict[str, Any]:
-    """The findings for a code scanner: SARIF 2.1.0 (OASIS), with all rules, whether or not they found something."""
-    rules = [
-        {
-            "id": rule.id,
-            "shortDescription": {"text": rule.title},
-            "fullDescription": {"text": rule.why},
-            "help": {"text": rule.fix},
-            "defaultConfiguration": {"level": rule.severity},
-        }
-        for rule in RULES
-    ]
-    index = {rule.id: number for number, rule in enumerate(RULES)}
-    results = [
-        {
-            "ruleId": f.rule.id,
-            "ruleIndex": index[f.rule.id],
-            "level": f.severity,
-            "message": {"text": f"{f.message}. {f.rule.why} {f.rule.fix}"},
-            "locations": [
-                {
-                    "physicalLocation": {
-                        "artifactLocation": {"uri": f.path},
-                        "region": {"startLine": f.line},
-                    }
-                }
-            ],
-        }
-        for f in findings
-    ]
-    driver = {"name": "builder lint", "semanticVersion": version, "rules": rules}
-    return {
-        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "results": results}],
-    }
+    """The findings for a code scanner."""
+    results = [sarif_form.Result(f.rule.id, f.severity, f.message, f.path, f.line) for f in findings]
+    return sarif_form.document("builder lint", version, RULES, results)

@@ -31,6 +31,7 @@ from builder.config.load import Loaded, load
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
 from builder.image import inspect, machine
 from builder.pipeline import build_image
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.servers.index import Certificates, Index, Login, Proxy, certify, within
 
@@ -140,14 +141,14 @@ def dockerd(folder: Path, net: Path) -> Iterator[str]:
             yield address
         finally:
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(timeout=60)
+            daemon.wait(timeout=BOUND_S)
 
 
 def wait(holds: object, what: str) -> None:
     assert callable(holds)
-    end = time.monotonic() + 60
+    end = time.monotonic() + BOUND_S
     while not holds():
-        assert time.monotonic() < end, f"no {what} within 60 s"
+        assert time.monotonic() < end, f"no {what} within {BOUND_S:.0f} s"
         time.sleep(0.05)
 
 

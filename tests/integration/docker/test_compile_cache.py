@@ -28,13 +28,13 @@ from builder.image import machine
 from builder.models.source import ModelRef
 from builder.stores.open import open_store
 from builder.transfer import compiled
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.integration.docker.test_transformers import FOLDER, MAKE
 
 pytestmark = pytest.mark.docker
 TAG = "builder-test/compile-cache:latest"
 BAKED = "builder-test/compile-cache:baked"
-WAIT_S = 300.0
 SERVE = """
 import os, pathlib, sys, tempfile
 from transformers.generation.utils import GenerationMixin
@@ -134,7 +134,7 @@ def starts(bench: Bench) -> Iterator[Any]:
         own |= {"WARMUP_TOKENS": "16"} | env
         given = [word for key, value in own.items() for word in ("-e", f"BUILDER_{key}={value}")]
         docker("run", "-d", "--name", name, "--network=none", "-v", f"{bench.folder}:/given:ro", *given, *args, tag)
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + BOUND_S
         while time.monotonic() < deadline:
             state = json.loads(docker("inspect", "-f", "{{json .State}}", name))
             told = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=True)
@@ -142,7 +142,7 @@ def starts(bench: Bench) -> Iterator[Any]:
             if "builder: ready:" in log or not state["Running"]:
                 return Started(name, log, None if state["Running"] else state["ExitCode"])
             time.sleep(0.5)
-        pytest.fail(f"neither ready nor ended within {WAIT_S:g} s:\n{log[-4000:]}")
+        pytest.fail(f"neither ready nor ended within {BOUND_S:g} s:\n{log[-4000:]}")
 
     yield start
     subprocess.run(["docker", "rm", "-f", "-v", *names], capture_output=True, check=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from builder import resources
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.servers.registry import serve
 
@@ -155,13 +156,13 @@ def test_a_missing_secret_is_refused_before_the_build(site: Site) -> None:
 
 def test_an_interrupt_leaves_nothing(site: Site) -> None:
     child = subprocess.Popen(site.command("--no-cache"), env=site.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + BOUND_S
     while not list(site.tmp.glob("*/context/Dockerfile")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)  # well inside the build
     child.send_signal(signal.SIGINT)
-    assert child.wait(60) == 130
+    assert child.wait(BOUND_S) == 130
     assert site.nothing_is_left()
 
 

@@ -23,12 +23,12 @@ from builder.stores.open import open_store
 from builder.verify import launch
 from builder.verify.checks import ANSWER_TOKENS
 from builder.verify.container import Options
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 
 pytestmark = pytest.mark.docker
 FOLDER = resources.folder("images") / "transformers-cpu"
 TAG = "builder-test/transformers-cpu:latest"
-WAIT_S = 300.0
 # A token for each character, so that every prompt has its own tokens and every answer is text. initializer_range: measured,
 # the answer changes when any one of the 21 tensors is zeroed; with the usual 0.02 the query and key projections do not matter.
 MAKE = """
@@ -100,7 +100,7 @@ def test_the_server_says_what_the_model_says(built: Loaded, tmp_path: Path) -> N
     ref = ModelRef(source=str(tmp_path / "chat"), include=spec.model.include)
     pushed = pipeline.publish_weights(ref, open_store(str(store)), LocalEngine(2), name=spec.name, chunk_bytes=16 << 10)
     server = launch.of(spec, name=spec.name, manifest=pushed.manifest.digest, store=str(store), environ={})
-    report = pipeline.verify_image(TAG, server, verify, box=Options(gpu="none", read_only=True), timeout_s=WAIT_S)
+    report = pipeline.verify_image(TAG, server, verify, box=Options(gpu="none", read_only=True), timeout_s=BOUND_S)
     report.raise_for_failures()
     assert report.ok
     checks = {c.id: c for c in report.checks}

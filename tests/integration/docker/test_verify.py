@@ -35,13 +35,13 @@ from builder.verify.container import Options
 from builder.verify.launch import Launch
 from builder.verify.report import VerifyReport, dumps, loads
 from builder.verify.run import verify_image
+from tests.bounds import BOUND_S
 from tests.models import smollm2
 
 pytestmark = pytest.mark.docker
 NAME = "smollm2-135m"
 QUESTION = "What is the capital of France? Answer in one sentence."
 SHORT = {"BUILDER_WARMUP_BATCH": "1", "BUILDER_WARMUP_TOKENS": "8"}  # a warm-up of seconds, not minutes, on a busy machine
-WAIT_S = 300.0
 
 
 def settings(**changes: Any) -> Verify:
@@ -91,7 +91,7 @@ def asked(store: str, digest: str, endpoint_url: str | None = None, **changes: A
 def until_weights(reference: str, what: Launch, options: Options | None = None) -> tuple[Phase, list[str]]:
     """The weights_all phase of a start, which is then stopped; and the notes."""
     with container.start(reference, what, options) as running:
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + BOUND_S
         while time.monotonic() < deadline:
             assert running.ended() is None, running.logs(20)
             if found := [p for p in server.phases(running) if p.phase == "weights_all"]:
@@ -104,7 +104,7 @@ def until_weights(reference: str, what: Launch, options: Options | None = None) 
 def test_a_good_image_holds_all_its_claims(demo_image: Any, s3: Any) -> None:
     digest = publish(s3.url, s3.endpoint_url)
     what = asked(s3.url, digest, s3.endpoint_url)
-    report = verify_image(demo_image.reference, what, settings(), options=Options(env=SHORT, read_only=True), timeout_s=WAIT_S)
+    report = verify_image(demo_image.reference, what, settings(), options=Options(env=SHORT, read_only=True), timeout_s=BOUND_S)
     report.raise_for_failures()
     ids = {c.id for c in report.checks}
     assert {"answer.contains", "answer.deterministic", "engine.module-loading", "image.user", "weights.manifest"} <= ids
@@ -133,7 +133,7 @@ def test_a_bad_image_is_told_everything_that_is_wrong(demo_image: Any, folder_st
         budget=Verify.model_validate({"budget": {"cold_start_p95": "1ms", "image_size": "1kB"}}).budget,
     )
     options = Options(env={**SHORT, "CUDA_MODULE_LOADING": "EAGER"})
-    report = verify_image(demo_image.reference, asked(str(folder_store), digest), verify, options=options, timeout_s=WAIT_S)
+    report = verify_image(demo_image.reference, asked(str(folder_store), digest), verify, options=options, timeout_s=BOUND_S)
     with pytest.raises(ClaimError) as wrong:
         report.raise_for_failures()
     assert wrong.value.where["checks"] == ["answer.contains", "engine.module-loading"]
@@ -148,7 +148,7 @@ def test_a_container_that_ends_is_not_waited_for(demo_image: Any, folder_store: 
     with pytest.raises(BuilderError, match=r"exit status 2") as caught:
         verify_image(
             demo_image.reference, asked(str(folder_store), "sha256:" + "0" * 64), settings(),
-            options=Options(env={"BUILDER_ENGINE": "abacus"}), timeout_s=WAIT_S,
+            options=Options(env={"BUILDER_ENGINE": "abacus"}), timeout_s=BOUND_S,
         )  # fmt: skip
     assert "abacus" in caught.value.message
     assert time.monotonic() - started < 60
@@ -156,7 +156,7 @@ def test_a_container_that_ends_is_not_waited_for(demo_image: Any, folder_store: 
 
 def test_weights_that_are_not_there_end_the_start(demo_image: Any, folder_store: Path) -> None:
     with pytest.raises(BuilderError, match=r"exit status [35]") as caught:
-        verify_image(demo_image.reference, asked(str(folder_store), "sha256:" + "0" * 64), settings(), timeout_s=WAIT_S)
+        verify_image(demo_image.reference, asked(str(folder_store), "sha256:" + "0" * 64), settings(), timeout_s=BOUND_S)
     assert "sha256:0000" in caught.value.message
 
 
@@ -214,13 +214,13 @@ image: {{repository: {demo_image.reference.rpartition(":")[0]}, engine: {{name: 
     before = containers()
     command = [sys.executable, "-c", "from builder.cli import main; main()", "verify", "--image", demo_image.reference]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + BOUND_S
     while not containers() - before:
         assert child.poll() is None, child.stdout.read() if child.stdout else b""
         assert time.monotonic() < deadline
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 128 + signal.SIGTERM
+    assert child.wait(BOUND_S) == 128 + signal.SIGTERM
     if child.stdout:
         assert not re.search(rb"Traceback", child.stdout.read())
         child.stdout.close()

@@ -11,6 +11,7 @@ import pytest
 from builder.errors import CapabilityError
 from builder.transfer.cache import Budget, Held, ensure, listing, prune
 from builder.transfer.restore import restore
+from tests.bounds import BOUND_S
 from tests.integration.kernel.test_full_disk import fill, mounted
 from tests.unit.transfer.build import DictSource, Model, random_model
 
@@ -50,7 +51,7 @@ def test_who_sees_the_root_read_only_in_a_mount_namespace_of_his_own_is_a_user_t
         assert [e.in_use for e in listing(root)] == [True]
     finally:
         user.kill()
-        user.communicate(timeout=30)
+        user.communicate(timeout=BOUND_S)
     assert [e.folder for e in prune(root, 0)] == [held.folder]
 
 

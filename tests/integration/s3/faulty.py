@@ -23,11 +23,11 @@ from builder.stores.base import Store
 from builder.stores.directory import INCOMING
 from builder.weights import push, split
 from builder.weights.push import PushReport
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.servers.proxy import Asked, FaultProxy, Plan
 
 BUILDER = [sys.executable, "-c", "from builder.cli import main; main()", "weights"]
-BOUND_S = 60  # of one command; the longest here takes a few seconds
 
 
 @dataclass(frozen=True)

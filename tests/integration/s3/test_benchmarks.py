@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 
 ROOT = Path(__file__).parents[3]
@@ -22,7 +23,7 @@ def test_every_part_of_the_weights_topic_runs(s3: S3, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "benchmarks", "weights", "--size", "8MB", "--sizes", "8MB", "--rounds", "1"]
     argv += ["--only", "builder,s5cmd", "--parts", "memory,folder,marks,scale", "--write", str(page)]
     argv += ["--dir", str(tmp_path), "--memory-dir", str(tmp_path)]
-    done = subprocess.run(argv, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(argv, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=BOUND_S)
     assert done.returncode == 0, done.stderr
     assert page.read_text() == "# Benchmarks\n\n## weights\n\n" + done.stdout.strip() + "\n"
     assert re.findall(r"^### (.*?)(?: \(.*)?$", done.stdout, re.MULTILINE) == [

@@ -16,6 +16,7 @@ import pytest
 
 from builder.format.volume import partial_dir
 from builder.stores.s3 import S3Store
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.integration.s3.faulty import at, command, good, objects, push_small, same, visible, wrong_chunks
 from tests.models import safetensors_model
@@ -50,7 +51,7 @@ class Killer:
         """Whether it was killed, rather than having ended before."""
         self.left, self.drop = nth, drop
         self.process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        _, said = self.process.communicate(timeout=60)
+        _, said = self.process.communicate(timeout=BOUND_S)
         self.left = -1
         assert self.process.returncode in (0, -signal.SIGKILL), said.decode()
         return self.process.returncode != 0

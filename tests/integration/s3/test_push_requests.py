@@ -19,6 +19,7 @@ from builder.models import source
 from builder.stores.s3 import S3Store
 from builder.transfer.checksum import crc64nvme_hex, sha256_hex
 from builder.weights.index import Index
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.models import safetensors_model
 from tests.unit.weights import build
@@ -50,7 +51,7 @@ def command(s3: S3, model: Path, *more: str) -> list[str]:
 
 
 def run(s3: S3, model: Path, *more: str) -> dict[str, Any]:
-    done = subprocess.run(command(s3, model, *more, "--format", "json"), capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command(s3, model, *more, "--format", "json"), capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -114,11 +115,11 @@ def test_a_killed_push_goes_on_where_it_was(s3: S3, cache: Path, tmp_path: Path)
     settled(model)
     chunks = s3.folder / s3.bucket / "p" / "chunks"
     push = subprocess.Popen(command(s3, model, "--concurrency", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + BOUND_S
     while push.poll() is None and len(list(chunks.rglob("?" * 64))) < 10 and time.monotonic() < end:
         time.sleep(0.005)
     os.kill(push.pid, signal.SIGKILL)
-    assert push.wait(30) == -signal.SIGKILL
+    assert push.wait(BOUND_S) == -signal.SIGKILL
     assert not list((s3.folder / s3.bucket).rglob("refs/*"))
     known = sum(line.count(b" piece ") for line in (p.read_bytes() for p in cache.iterdir()))
     assert known >= 5

@@ -30,6 +30,7 @@ from builder.weights.lease import Timing, hold
 from builder.weights.listing import ls
 from builder.weights.plain import verify_plain
 from builder.weights.verify import verify
+from tests.bounds import BOUND_S
 from tests.conftest import S3, missing
 from tests.models import safetensors_model
 from tests.unit.weights.build import ENGINE, push
@@ -97,7 +98,7 @@ def keys(store: Store, prefix: str = "") -> set[str]:
 
 def run(*args: object, code: int = 0) -> dict[str, Any]:
     words = [*BUILDER, *map(str, args), "--format", "json", "-q"]
-    done = subprocess.run(words, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == code, done.stdout.decode() + done.stderr.decode()
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -133,7 +134,7 @@ def test_leases_exclude_each_other(place: Place) -> None:
 
     def one(role: str) -> None:
         for _ in range(2):
-            with hold(store, role, timing=fast, wait_s=120) as held:
+            with hold(store, role, timing=fast, wait_s=BOUND_S) as held:
                 with lock:
                     inside.append(role)
                     if "gc" in inside and len(inside) > 1:
@@ -147,7 +148,7 @@ def test_leases_exclude_each_other(place: Place) -> None:
     for t in threads:
         t.start()
     for t in threads:
-        t.join(120)
+        t.join(BOUND_S)
         assert not t.is_alive()
     assert not wrong
     assert keys(store, "leases/") == set()
@@ -280,7 +281,7 @@ def test_a_gc_killed_midway_then_a_push_then_a_gc(place: Place, tmp_path: Path) 
         push(version(tmp_path, seed), store, chunk_bytes=8192)
     time.sleep(1.1)
     words = [sys.executable, "-c", KILLED_GC, place.url, place.endpoint_url or "", "3"]
-    done = subprocess.run(words, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert len(keys(store, "leases/gc/")) == 1
     complete(store)
@@ -317,11 +318,11 @@ def test_pushes_and_gcs_at_once(place: Place, tmp_path: Path) -> None:
         store = place.store
         push(tmp_path / "v0", store, name="o", chunk_bytes=8192)
         while any(p.poll() is None for p in pushers):
-            gc(store, engine=ENGINE, grace_s=0, keep_last=0, dry_run=False, wait_s=60)
+            gc(store, engine=ENGINE, grace_s=0, keep_last=0, dry_run=False, wait_s=BOUND_S)
             complete(store)
             time.sleep(0.2)
     finally:
-        said = [p.communicate(timeout=60)[1].decode() for p in pushers]
+        said = [p.communicate(timeout=BOUND_S)[1].decode() for p in pushers]
     assert [p.returncode for p in pushers] == [0, 0], said
     assert complete(store).keys() == {"m", "n", "o"}
     assert keys(store, "leases/") == set()

@@ -14,6 +14,7 @@ import pytest
 
 from builder.format.volume import JOURNAL, marker_digest, partial_dir
 from builder.transfer.check import check_folder
+from tests.bounds import BOUND_S
 from tests.servers.objects import ObjectServer
 from tests.unit.transfer.build import Model, model, random_model
 
@@ -38,7 +39,7 @@ def start(server: ObjectServer, folder: Path, concurrency: int = 4) -> subproces
 
 
 def finish(process: subprocess.Popen[bytes]) -> dict[str, object]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=BOUND_S)
     assert process.returncode == 0, err.decode()
     found: dict[str, object] = json.loads(out)
     return found
@@ -68,7 +69,7 @@ def test_killed_at_random_moments_it_completes_and_fetches_no_finished_chunk_aga
                 time.sleep(0.001)
             time.sleep(draw.random() * 0.005)
             process.send_signal(signal.Signals[name])
-            process.communicate(timeout=30)
+            process.communicate(timeout=BOUND_S)
             again = finished & {key.rpartition("/")[2] for key in server.served}
             assert not again, "a chunk whose record was on disk was fetched again"
             if folder.exists():
@@ -100,7 +101,7 @@ def test_killed_near_the_end_the_folder_is_there_complete_or_not_at_all(tmp_path
                 time.sleep(0.0005)
             time.sleep(draw.random() * 0.03)
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=BOUND_S)
             seen.add(folder.exists())
             assert not folder.exists() or built.same(folder)
             finish(start(server, folder))
@@ -128,7 +129,7 @@ def test_a_waiter_takes_over_from_a_killed_writer(tmp_path: Path) -> None:
         second = start(server, tmp_path / "m")
         time.sleep(0.3)
         first.kill()
-        first.communicate(timeout=30)
+        first.communicate(timeout=BOUND_S)
         report = finish(second)
         assert chunk_reads(server) <= 100 + 4, "at most what was in flight was fetched twice"
         assert int(str(report["reused_bytes"])) > 0

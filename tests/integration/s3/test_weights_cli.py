@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.models import minilm, smollm2
 
@@ -19,7 +20,7 @@ BUILDER = [sys.executable, "-c", "from builder.cli import main; main()", "weight
 
 def run(*args: str | Path, code: int = 0) -> dict[str, Any]:
     words = [*BUILDER, *map(str, args), "--format", "json", "-q"]
-    done = subprocess.run(words, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == code, done.stderr.decode()
     found: dict[str, Any] = json.loads(done.stdout)
     return found

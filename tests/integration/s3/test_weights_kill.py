@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.conftest import S3
 from tests.models import safetensors_model
 
@@ -20,7 +21,7 @@ BUILDER = [sys.executable, "-c", "from builder.cli import main; main()", "weight
 
 
 def run(*args: str) -> dict[str, object]:
-    done = subprocess.run([*BUILDER, *args, "--format", "json", "-q"], capture_output=True, timeout=120, check=False)
+    done = subprocess.run([*BUILDER, *args, "--format", "json", "-q"], capture_output=True, timeout=BOUND_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -58,7 +59,7 @@ def test_killed_pushes_leave_no_model_and_lose_no_chunk(
         push = subprocess.Popen(
             [*BUILDER, "push", str(model), *options, "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        before, deadline = chunks(root), time.monotonic() + 20
+        before, deadline = chunks(root), time.monotonic() + BOUND_S
         while push.poll() is None and chunks(root) <= before and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(draw.random() * 0.05)

@@ -9,6 +9,7 @@ import pytest
 
 from builder.engines.local import LocalEngine
 from builder.errors import BuilderError, RemoteError
+from tests.bounds import BOUND_S
 
 
 def test_every_task_comes_back_with_its_result_or_error() -> None:
@@ -40,7 +41,7 @@ def test_no_more_tasks_are_drawn_than_run() -> None:
 
 
 def test_tasks_run_at_the_same_time() -> None:
-    together = threading.Barrier(4, timeout=10)
+    together = threading.Barrier(4, timeout=BOUND_S)
     assert len(list(LocalEngine(4).map(lambda n: together.wait(), range(4)))) == 4
 
 

@@ -1,130 +1,212 @@
-"""Generated files: byte for byte, valid for the programs that read them, and consistent with each other."""
+"""SnapshotRef and the files rendered from it: byte for byte, from a record as from a bake, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hcl2
 import pytest
 import yaml
 
-from builder import process, resources
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
 from builder.node.bake import DataVolume
 from builder.node.lint import lint
-from tests.conftest import missing
+from builder.node.specs import karpenter, user_data
+from builder.node.specs import ref as refs
+from tests.specs import DIGEST, GIB, IDS, TARGETS, made, ref, volume
 
-GIB = 1 << 30
-DIGEST = "sha256:" + "ab" * 32
-PACKER = resources.folder("packer") / "aws"
-
-
-def volume(path: Path = Path("/srv/data.img"), *, size: int = 120 * GIB, nonzero: int = 12 * GIB) -> DataVolume:
-    image = {"reference": "registry.example.com/llm/llama:v1", "digest": DIGEST}
-    return DataVolume(path, size, nonzero, nonzero >> 19, "c0" * 32, (image,), {}, "xfs", "1.7.24", nonzero / size)
+RECORD = '{"kind": "builder.disk/1", "name": "a", "target": "raw", "settings": {}, "volume": '
 
 
-def made(bake: Bake | None = None, **more: Any) -> dict[str, str]:
-    return specs.node_specs(volume(), bake or Bake(), name="llama", **more).files
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_files_are_as_reviewed(target: str, golden: Callable[[str, str], None]) -> None:
+    one = ref(target)
+    for suffix, text in ({".json": specs.record(one, volume(target=target))} | specs.render(one)).items():
+        golden(f"node/{target}/data.img{suffix}", text)
 
 
-def node_class(files: dict[str, str]) -> dict[str, Any]:
-    found = yaml.safe_load(files[".ec2nodeclass.yaml"])
-    assert isinstance(found, dict)
-    return found
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_record_renders_what_the_bake_rendered(target: str, tmp_path: Path) -> None:
+    bake = Bake(volume=Volume(type="io2", iops=9000), hydrate=Hydrate(mode="fsr"), region="eu-west-1")
+    one = ref(target, bake, path=tmp_path / "d.img")
+    (tmp_path / "d.img.json").write_text(specs.record(one, volume(tmp_path / "d.img", target=target)))
+    found = specs.read_record(tmp_path / "d.img.json")
+    again = specs.snapshot_ref(found.volume, specs.settings_of(found.settings), name=found.name)
+    assert again == one
+    assert specs.render(again) == specs.render(one)
 
 
-def test_the_files_are_as_reviewed(golden: Callable[[str, str], None]) -> None:
-    for suffix, text in made().items():
-        golden(f"node/data.img{suffix}", text)
+def test_a_fresh_bake_and_the_map_agree(tmp_path: Path) -> None:
+    image = {"reference": "registry.example.com/llm/llama:v1", "digest": DIGEST, "platform": "linux/amd64"}
+    baked = DataVolume(Path("/srv/data.img"), 120 * GIB, 12 * GIB, 24576, "c0" * 32, (image,), {}, "xfs", "1.7.24", 0.1)
+    files = specs.node_specs(baked, Bake(), name="llama").files
+    assert {suffix: text for suffix, text in files.items() if suffix != ".json"} == made()
+    assert json.loads(files[".json"])["kind"] == "builder.disk/1"
 
 
-def test_with_literal_values_nothing_is_left_to_fill_in() -> None:
-    text = made(snapshot_id="snap-0123456789abcdef0", cluster="prod")[".ec2nodeclass.yaml"]
-    assert "${" not in text
+@pytest.mark.parametrize("target", ["bottlerocket", "al2023-volume"])
+def test_with_literal_values_nothing_is_left_to_fill_in(target: str) -> None:
+    files = made(target, snapshot_id=IDS[target], cluster="prod")
+    text = files[".ec2nodeclass.yaml"]
+    assert "${SNAPSHOT_ID}" not in text
     assert "envsubst" not in text
     assert yaml.safe_load(text)["spec"]["role"] == "KarpenterNodeRole-prod"
+    assert IDS[target] in files[".launch-template.json"]
 
 
-def test_a_snapshot_id_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'vol-1' is not a snapshot id"):
-        made(snapshot_id="vol-1")
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_id_of_the_targets_own_cloud_is_taken(target: str) -> None:
+    assert ref(target, snapshot_id=IDS[target]).id == IDS[target]
+    assert ref(target, snapshot_id="${MY_ID}").id == "${MY_ID}"
 
 
-@pytest.mark.parametrize("mode", ["none", "rate", "fsr"])
-def test_the_manifest_obeys_the_rules_of_the_crd(mode: Any) -> None:
-    """Rules of Karpenter's EC2NodeClass v1 CRD, restated: they are CEL, which only an API server evaluates."""
-    found = node_class(made(Bake(hydrate=Hydrate(mode=mode))))
-    assert (found["apiVersion"], found["kind"]) == ("karpenter.k8s.aws/v1", "EC2NodeClass")
-    spec = found["spec"]
-    system, data = (m["ebs"] for m in spec["blockDeviceMappings"])
-    assert [m["deviceName"] for m in spec["blockDeviceMappings"]] == ["/dev/xvda", "/dev/xvdb"]
-    assert "encrypted" not in data  # excluded with snapshotID
-    assert ("volumeInitializationRate" in data) == (mode == "rate")
-    assert "volumeInitializationRate" not in system  # needs snapshotID
-    assert 100 <= data.get("volumeInitializationRate", 100) <= 300
-    assert "instanceStorePolicy" not in spec  # RAID0 would hide the cache
-    assert re.fullmatch(r"bottlerocket@v\d+\.\d+\.\d+", spec["amiSelectorTerms"][0]["alias"])
-    assert spec["userData"] == made()[".user-data.toml"]
+@pytest.mark.parametrize("target", ["bottlerocket", "al2023-volume", "gke-secondary", "azure-data"])
+@pytest.mark.parametrize("other", ["bottlerocket", "gke-secondary", "azure-data"])
+def test_an_id_of_another_cloud_is_refused(target: str, other: str) -> None:
+    if IDS[target] == IDS[other]:
+        return
+    with pytest.raises(ConfigError, match=r"is an id of (AWS|Google Cloud|Azure); a disk for"):
+        ref(target, snapshot_id=IDS[other])
 
 
-def test_our_own_lint_finds_nothing(tmp_path: Path) -> None:
-    paths = specs.node_specs(volume(tmp_path / "d.img"), Bake(), name="llama").write(tmp_path / "d.img")
-    assert lint([p for p in paths if p.suffix in (".yaml", ".toml")], disk_bytes=120 * GIB) == []
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("bottlerocket", "vol-0123456789abcdef0"),
+        ("bottlerocket", "snap-0123456789ABCDEF0"),
+        ("bottlerocket", "snap-0123456789abcdef"),
+        ("bottlerocket", "snap-0123456789abcdef0\n"),
+        ("al2023-volume", "${lower}"),
+        ("gke-secondary", "projects/p/global/images/Upper"),
+        ("gke-secondary", "projects/some-project/zones/z/disks/d"),
+        ("azure-data", "/subscriptions/x/resourceGroups/g/providers/Microsoft.Compute/snapshots/s"),
+        ("raw", "two words"),
+        ("raw", ""),
+    ],
+)
+def test_an_id_that_is_none_is_refused(target: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a snapshot id") as caught:
+        ref(target, snapshot_id=text)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Volume(throughput=2000), r"gp3 with 2000 MiB/s and 6000 operations per second; expected 4"),
+        (Volume(iops=100_000), "gp3 with 100000 operations per second; expected at most 80000"),
+    ],
+)
+def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ref(bake=Bake(volume=settings))
+    assert ref("raw", Bake(volume=settings))  # no EBS volume, so no matter
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"iops": 1}, "iops: Input should be greater than or equal to 100; found 1"),
+        ({"throughput": 5000}, "throughput: .*2000; found 5000"),
+        ({"mib_per_s": 301}, "mib_per_s: .*300; found 301"),
+        ({"type": "st1"}, "type: .*found 'st1'"),
+        ({"os_version": "latest"}, "os_version: .*found 'latest'"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
+    with pytest.raises(ConfigError, match=said):
+        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("\xff", "not JSON|kind"),
+        ("[]", "kind 'list'; expected 'builder.disk/1'"),
+        ("{}", "kind None; expected 'builder.disk/1'"),
+        ('{"kind": "builder.disk/2"}', "kind 'builder.disk/2'"),
+        ('{"kind": "builder.disk/1"}', "not a whole record: KeyError at 'name'"),
+        (RECORD + '{"path": 3}}', "TypeError at volume.path"),
+        (RECORD + "[]}", "TypeError"),
+    ],
+)  # fmt: skip
+def test_another_file_is_no_record(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=said) as caught:
+        specs.read_record(tmp_path / "d.json")
+    assert caught.value.hint == "give the OUT.img.json that bake disk wrote"
+
+
+def test_a_key_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'alias/a' is not the ARN of a KMS key"):
+        ref(kms_key="alias/a")
+
+
+def test_two_architectures_are_refused() -> None:
+    mixed = volume()
+    mixed["images"] = [*mixed["images"], {**mixed["images"][0], "platform": "linux/arm64"}]
+    with pytest.raises(ConfigError, match="platforms linux/amd64, linux/arm64; expected one"):
+        specs.snapshot_ref(mixed, Bake(), name="llama")
+
+
+def test_a_volume_says_its_own_target() -> None:
+    assert specs.snapshot_ref(volume(target="raw"), Bake(), name="a").target == "raw"
+    with pytest.raises(ConfigError, match="target 'windows'"):
+        specs.snapshot_ref(volume(target="windows"), Bake(), name="a")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_our_own_lint_finds_nothing(target: str, tmp_path: Path) -> None:
+    one = ref(target, path=tmp_path / "d.img")
+    specs.NodeSpecs(specs.render(one), one.hydration).write(tmp_path / "d.img")
+    assert lint([tmp_path], disk_bytes=120 * GIB) == []
 
 
 @pytest.mark.parametrize(("gib", "asked", "given"), [(2, 6000, 3000), (8, 6000, 4000), (120, 6000, 6000), (120, 200, 3000)])
 def test_gp3_gets_as_many_operations_as_its_size_allows(gib: int, asked: int, given: int) -> None:
-    assert specs.iops(gib * GIB, Bake(volume=Volume(iops=asked))) == given
+    assert refs.iops(gib * GIB, Volume(iops=asked)) == given
 
 
-def test_io2_has_no_throughput() -> None:
-    data = node_class(made(Bake(volume=Volume(type="io2"))))["spec"]["blockDeviceMappings"][1]["ebs"]
-    assert (data["volumeType"], data["iops"], "throughput" in data) == ("io2", 6000, False)
+def test_each_type_of_volume_has_its_own_fields() -> None:
+    for kind, fields in {"gp3": {"iops", "throughput"}, "io2": {"iops"}, "gp2": set()}.items():
+        data = karpenter.node_class(ref(bake=Bake(volume=Volume(type=kind))))["spec"]["blockDeviceMappings"][1]["ebs"]
+        assert {"iops", "throughput"} & set(data) == fields
 
 
 @pytest.mark.parametrize(("used", "low", "high"), [(0.0, 80, 85), (0.7, 80, 85), (0.8, 85, 90), (0.93, 94, 99), (1.0, 94, 99)])
 def test_thresholds_lie_above_what_is_full_from_the_start(used: float, low: int, high: int) -> None:
-    found = tomllib.loads(specs.user_data("d.img", used))["settings"]["kubernetes"]
+    assert user_data.thresholds(used) == (high, low)
+    found = tomllib.loads(user_data.bottlerocket_toml(ref(used=used)))["settings"]["kubernetes"]
     assert found == {"image-gc-low-threshold-percent": str(low), "image-gc-high-threshold-percent": str(high)}
 
 
-def test_packer_gets_a_value_for_each_variable_without_a_default() -> None:
-    declared = {name.strip('"'): body for block in _template()["variable"] for name, body in block.items()}
-    given = json.loads(made()[".auto.pkrvars.json"])
-    assert set(given) <= set(declared)
-    assert {name for name, body in declared.items() if "default" not in body} <= set(given)
+def test_a_release_is_in_its_systems_own_style() -> None:
+    assert karpenter.release(ref("al2023-volume", Bake(os_version="v20250101"))) == "v20250101"
+    assert karpenter.release(ref("al2023-volume")) == karpenter.AL2023_RELEASE
+    with pytest.raises(ConfigError, match="v20250101 is a release of AL2023"):
+        karpenter.release(ref("bottlerocket", Bake(os_version="v20250101")))
 
 
-def test_the_template_snapshots_the_data_volume_alone() -> None:
-    (source,) = (b for block in _template()["source"] for kinds in block.values() for b in [kinds] if isinstance(kinds, dict))
-    volumes = next(iter(source.values()))["ebs_volumes"]
-    assert [v.get("snapshot_volume", False) for v in volumes] == [False, True]
-    assert _template()["packer"][0]["required_plugins"]
-
-
-def test_the_part_that_packer_1_6_knows_validates(tmp_path: Path) -> None:
-    if process.which("packer") is None:
-        missing("packer", "packer is not installed (scripts/system)")
-    template = tmp_path / "data-volume.pkr.hcl"
-    template.write_text(specs.packer_1_6((PACKER / template.name).read_text()))
-    (tmp_path / "write-disk.sh").write_bytes((PACKER / "write-disk.sh").read_bytes())
-    values = tmp_path / "data.img.auto.pkrvars.json"
-    values.write_text(made()[".auto.pkrvars.json"])
-    process.run(["packer", "validate", "-var-file", values, template], timeout_s=60)
-    values.write_text(made()[".auto.pkrvars.json"].replace('"region"', '"regoin"'))
-    assert process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=60).returncode
-
-
-def test_only_the_marked_lines_are_left_out() -> None:
-    assert specs.packer_1_6("a\n# packer >= 1.8\nb\n# end\nc\n  # packer >= 1.8\n d\n  # end\ne\n") == "a\nc\ne\n"
+def test_hot_blocks_have_a_place_on_every_node_but_gkes() -> None:
+    toml = '[settings.bootstrap-containers.hot]\nsource = "registry.example.com/hot:v1"\nmode = "always"\nessential = false\n'
+    found = tomllib.loads(made(hot=toml)[".user-data.toml"])["settings"]
+    assert set(found) == {"kubernetes", "bootstrap-containers"}
+    assert tomllib.loads(yaml.safe_load(made(hot=toml)[".ec2nodeclass.yaml"])["spec"]["userData"])["settings"] == found
+    unit = "[Unit]\nDescription=Hot\n\n[Service]\nType=oneshot\nExecStart=/bin/true\n\n[Install]\nWantedBy=multi-user.target\n"
+    for target in ("al2023-volume", "azure-data", "raw"):
+        files = made(target, hot=unit)
+        assert files[".units/builder-hot.service"] == unit
+        assert "systemctl start --no-block builder-hot.service" in files[".setup.sh"]
+        assert "builder-hot" not in made(target)[".setup.sh"]
+    with pytest.raises(ConfigError, match="hot blocks for gke-secondary"):
+        made("gke-secondary", hot=unit)
 
 
 def test_the_arithmetic_of_hydration() -> None:
@@ -138,9 +220,4 @@ def test_the_arithmetic_of_hydration() -> None:
     assert hydrate.plan(12 * GIB, 120 * GIB, mode="fsr").credits == 8
     assert [hydrate.plan(GIB, gib * GIB, mode="fsr").credits for gib in (20, 1024, 4096)] == [10, 1, 1]
     assert hydrate.plan(GIB, 20 * GIB, mode="none").seconds == pytest.approx(204.8)
-
-
-def _template() -> dict[str, Any]:
-    with (PACKER / "data-volume.pkr.hcl").open() as text:
-        found: dict[str, Any] = hcl2.load(text)
-    return found
+    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB, read through by the cloud as it sees fit"

@@ -17,6 +17,7 @@ from builder.runtime import compiled as under_test
 from builder.runtime import fingerprint, gpu
 from builder.runtime.settings import Settings, read
 from builder.stores.open import open_store
+from tests.bounds import BOUND_S
 
 FOUND = gpu.Found("13.0", "580.65.06", (gpu.Device(0, "NVIDIA H100 80GB HBM3", "9.0"),))
 MODEL = "sha256:" + "0" * 64
@@ -151,7 +152,7 @@ def test_starts_over_one_root_wait_for_each_other(tmp_path: Path) -> None:
         second.join(0.3)
         assert second.is_alive()
         assert not (tmp_path / "root" / IN_ROOT).exists()
-    second.join(20)
+    second.join(BOUND_S)
     assert (tmp_path / "root/vllm/kernel").exists()
 
 

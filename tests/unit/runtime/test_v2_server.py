@@ -23,6 +23,7 @@ from builder import __version__
 from builder.runtime import v2
 from builder.runtime.v2_server import Limits, Refused, Server, Spec
 from builder.runtime.warmup import level_of
+from tests.bounds import BOUND_S
 
 ROOT = Path(__file__).parents[3]
 HEADER = "Inference-Header-Content-Length"
@@ -62,7 +63,7 @@ def server() -> Iterator[Server]:
 
 
 def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=BOUND_S)
     with closing(connection):
         sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection.request(method, path, sent, headers)
@@ -160,7 +161,7 @@ def test_the_client_and_the_server_agree(server: Server) -> None:
     """All outputs, in bytes."""
     url = f"http://127.0.0.1:{server.server_address[1]}"
     model = v2.metadata(url, "m")
-    n, t, z = v2.infer(url, "m", v2.prompt_inputs(model, "a b"), timeout_s=10)
+    n, t, z = v2.infer(url, "m", v2.prompt_inputs(model, "a b"), timeout_s=BOUND_S)
     assert (n.name, n.shape, t.data) == ("n2", (1, 2), struct.pack("<I", 3) + b"b a")
     assert z.summary()["first"] == [float("inf")]
 
@@ -179,7 +180,7 @@ def test_a_batch_is_one_request_where_the_model_takes_batches(
     for name, value in {"inputs": spec, "outputs": spec, "infer": infer}.items():
         monkeypatch.setattr(server.model, name, value)
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    report = level_of("v2")(url, "m", concurrency=3, requests=3, prompt_tokens=5, max_tokens=1, timeout_s=10, seed=1)
+    report = level_of("v2")(url, "m", concurrency=3, requests=3, prompt_tokens=5, max_tokens=1, timeout_s=BOUND_S, seed=1)
     # One may run and one may wait here, so of three single ones at once, some may be turned away.
     assert (shapes if first < 0 else list(set(shapes))) == asked
     assert report.tokens == 3 - report.errors
@@ -262,7 +263,7 @@ def test_a_request_of_unknown_length_is_refused(server: Server) -> None:
 
 
 def test_one_connection_serves_several_requests(server: Server) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=BOUND_S)
     with closing(connection):
         for wrong in (False, True, False):
             connection.request("POST", "/v2/models/m/infer", json.dumps({} if wrong else request()))
@@ -279,7 +280,7 @@ def test_one_runs_one_waits_and_one_is_refused(server: Server) -> None:
     asking = [threading.Thread(target=lambda: statuses.append(infer(server, request())[0])) for _ in range(2)]
     for thread in asking:
         thread.start()
-    assert model.running.acquire(timeout=10)
+    assert model.running.acquire(timeout=BOUND_S)
     while server._queued < 2:  # the second waits for its turn
         pass
     status, headers, body = ask(server, "POST", "/v2/models/m/infer", request())
@@ -289,7 +290,7 @@ def test_one_runs_one_waits_and_one_is_refused(server: Server) -> None:
     assert not model.running.acquire(blocking=False), "two at a time"
     go.set()
     for thread in asking:
-        thread.join(10)
+        thread.join(BOUND_S)
     assert statuses == [200, 200]
     server.drained()
 
@@ -326,7 +327,7 @@ def test_a_running_request_is_answered_after_sigterm(tmp_path: Path) -> None:
 
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", WAITING], cwd=tmp_path, env=env) as process:
-        connection = http.client.HTTPConnection("127.0.0.1", int(wait("open").read_text()), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", int(wait("open").read_text()), timeout=BOUND_S)
         with closing(connection):
             body = {"inputs": [{"name": "n", "datatype": "INT64", "shape": [1], "data": [7]}]}
             connection.request("POST", "/v2/models/m/infer", json.dumps(body))
@@ -338,7 +339,7 @@ def test_a_running_request_is_answered_after_sigterm(tmp_path: Path) -> None:
             (tmp_path / "go").touch()
             answer = connection.getresponse()
             assert json.loads(answer.read())["outputs"][0]["data"] == [7]
-        assert process.wait(20) == 0
+        assert process.wait(BOUND_S) == 0
 
 
 def still_open(port: int) -> bool:

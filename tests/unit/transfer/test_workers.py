@@ -7,11 +7,12 @@ import threading
 import pytest
 
 from builder.transfer.workers import each
+from tests.bounds import BOUND_S
 
 
 def test_all_items_are_done_with_no_more_threads_than_asked() -> None:
     lock, running, peak, seen = threading.Lock(), 0, 0, []
-    gate = threading.Barrier(3, timeout=10)
+    gate = threading.Barrier(3, timeout=BOUND_S)
 
     def work(item: int) -> None:
         nonlocal running, peak

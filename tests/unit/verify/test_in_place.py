@@ -12,6 +12,7 @@ from builder.errors import BuilderError, CapabilityError
 from builder.progress import NoProgress
 from builder.verify import in_place, server
 from builder.verify.launch import Launch
+from tests.bounds import BOUND_S
 
 DIGEST = "sha256:" + "a1" * 32
 
@@ -43,7 +44,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(monkeypatch: pytest.Monk
         pytest.raises(BuilderError, match="ended before it was ready: exit status") as caught,
         in_place.start(launch, environ={}) as running,
     ):
-        server.wait_ready(running, timeout_s=60, progress=NoProgress(), title="start")
+        server.wait_ready(running, timeout_s=BOUND_S, progress=NoProgress(), title="start")
     assert DIGEST in caught.value.message  # the runtime's own last line
     assert not alive(running.child.pid)
     assert not running.root.exists()

@@ -14,6 +14,7 @@ import pytest
 
 from builder.errors import BuilderError
 from builder.verify import checks, inside
+from tests.bounds import BOUND_S
 
 # A runtime by name only: it starts one child with the environment it was given, and waits.
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])  # builder.runtime"
@@ -24,7 +25,7 @@ def running(**env: str) -> Iterator[int]:
     child = subprocess.Popen([sys.executable, "-c", PARENT], env=env, start_new_session=True)
     try:
         children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + BOUND_S
         while (
             not children.read_text().strip()
             or b"sleep" not in Path(f"/proc/{children.read_text().split()[0]}/cmdline").read_bytes()

@@ -15,6 +15,7 @@ from builder.errors import BuilderError
 from builder.progress import NoProgress
 from builder.verify import server
 from builder.verify.in_place import free_ports
+from tests.bounds import BOUND_S
 
 PHASE = {"phase": "weights_all", "start": 1.0, "end": 2.0, "lane": "container", "detail": {}}
 
@@ -79,7 +80,7 @@ def control() -> Iterator[Control]:
     thread.join()
 
 
-def wait(behind: Behind, timeout_s: float = 5.0) -> server.Readiness:
+def wait(behind: Behind, timeout_s: float = BOUND_S) -> server.Readiness:
     return server.wait_ready(behind, timeout_s=timeout_s, progress=NoProgress(), title="start")
 
 
@@ -93,7 +94,7 @@ def test_a_server_that_ended_stops_the_wait_at_once() -> None:
     started = time.monotonic()
     log = "\n".join(f"line {i}" for i in range(100))
     with pytest.raises(BuilderError, match=r"ended before it was ready: exit status 9") as caught:
-        wait(Behind(free_ports()[0], ended="exit status 9", log=log), timeout_s=60.0)
+        wait(Behind(free_ports()[0], ended="exit status 9", log=log), timeout_s=BOUND_S)
     assert time.monotonic() - started < 5.0
     assert "| line 99" in caught.value.message
     assert "line 74" not in caught.value.message
@@ -119,7 +120,7 @@ def test_the_note_names_the_phase_that_is_done(control: Control) -> None:
             self.seen.append(text)
 
     control.answers[:] = [503] * 14 + [200]
-    server.wait_ready(Behind(control.server_address[1]), timeout_s=10.0, progress=Notes(), title="start")
+    server.wait_ready(Behind(control.server_address[1]), timeout_s=BOUND_S, progress=Notes(), title="start")
     assert any("weights_all done" in text for text in Notes.seen)
 
 

@@ -21,6 +21,7 @@ from builder.stores.null import NullStore
 from builder.weights import holder, lease
 from builder.weights.holder import Holder
 from builder.weights.lease import Held, Timing, hold
+from tests.bounds import BOUND_S
 
 FAST = Timing(expiry_s=600, renew_s=0.02, poll_s=0.02)
 SLOW = replace(FAST, renew_s=600)
@@ -148,7 +149,9 @@ with hold(DirectoryStore(Path(sys.argv[1])), sys.argv[2]):
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("killed", "after"), [("gc", "push"), ("push", "gc")])
 def test_a_killed_process_of_this_machine_blocks_nobody(store: DirectoryStore, killed: str, after: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(store.root), killed], check=False, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(store.root), killed], check=False, capture_output=True, timeout=BOUND_S
+    )
     assert done.returncode == -9, done.stderr
     assert len(leases(store)) == 1
     with hold(store, after, timing=FAST, wait_s=0) as held:
@@ -196,7 +199,7 @@ def test_foreign_objects_are_left(store: DirectoryStore) -> None:
 def test_it_is_renewed(store: DirectoryStore) -> None:
     with hold(store, "push", timing=FAST) as held:
         first = (store.root / held.key).stat().st_mtime_ns
-        end = time.monotonic() + 30
+        end = time.monotonic() + BOUND_S
         while (store.root / held.key).stat().st_mtime_ns == first:
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -21,6 +21,7 @@ from builder.transfer.manifests import read_manifest
 from builder.transfer.restore import restore
 from builder.weights import push as pushing
 from builder.weights import split
+from tests.bounds import BOUND_S
 from tests.models import gguf_model, safetensors_model
 from tests.unit.weights.build import ENGINE, TARGET, Watched, push, snapshot
 
@@ -147,7 +148,7 @@ def test_a_store_that_fails_stops_the_reading(model: Path, store: Watched) -> No
 
 
 def test_a_store_that_fails_is_one_line(model: Path, store: Watched) -> None:
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=BOUND_S)
 
     def fail(key: str, size: int) -> None:
         with contextlib.suppress(threading.BrokenBarrierError):

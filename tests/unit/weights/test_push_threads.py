@@ -24,9 +24,8 @@ from builder.weights import split
 from builder.weights.budget import SPARE, ByteBudget, Held
 from builder.weights.push import PushReport
 from builder.weights.whole import WholeHash
+from tests.bounds import BOUND_S
 from tests.unit.weights.build import TARGET, Watched
-
-TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def push(*files: Elsewhere, store: object = None, threads: int = 4, memory: int 
 
 def test_pieces_of_one_file_are_read_at_once() -> None:
     together = threading.Barrier(4)
-    push(Elsewhere("a", BODY, lambda offset: together.wait(TIMEOUT_S) and None))
+    push(Elsewhere("a", BODY, lambda offset: together.wait(BOUND_S) and None))
 
 
 def test_small_files_are_on_their_way_at_once(tmp_path: Path) -> None:
-    together = threading.Barrier(4, timeout=TIMEOUT_S)
+    together = threading.Barrier(4, timeout=BOUND_S)
     store = Watched(tmp_path / "store")
     store.before = lambda key, size: key.startswith("chunks/") and together.wait()  # type: ignore[assignment, method-assign]
     push(*(Elsewhere(f"{n:02d}.bin", os.urandom(100)) for n in range(8)), store=store)
@@ -85,7 +84,7 @@ def test_the_next_file_begins_while_the_last_one_ends() -> None:
 
     def wait(offset: int) -> None:
         if offset == TARGET:
-            assert begun.wait(TIMEOUT_S)
+            assert begun.wait(BOUND_S)
 
     push(Elsewhere("a", BODY[: 2 * TARGET], wait), Elsewhere("b", BODY[2 * TARGET :], lambda offset: begun.set()))
 
@@ -128,7 +127,7 @@ def test_a_read_that_fails_ends_the_push(at: int, error: Exception) -> None:
     start = time.monotonic()
     with pytest.raises(BuilderError) as caught:
         push(Elsewhere("a", BODY, fail), Elsewhere("b", BODY))
-    assert time.monotonic() - start < TIMEOUT_S
+    assert time.monotonic() - start < BOUND_S
     assert str(error.args[-1]) in caught.value.message
     assert not [t for t in threading.enumerate() if t.name.startswith(("builder", "file-hash"))]
 

@@ -20,6 +20,7 @@ from builder.weights.listing import ls
 from builder.weights.push import PushReport
 from builder.weights.repair import repair
 from builder.weights.verify import VerifyReport, _mend, verify
+from tests.bounds import BOUND_S
 from tests.models import gguf_model, safetensors_model
 from tests.unit.weights.build import ENGINE, Watched, push, snapshot
 
@@ -121,7 +122,7 @@ class Wire:
 
 
 def test_many_chunks_that_cannot_be_read_are_one_line(store: Watched, pushed: PushReport) -> None:
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=BOUND_S)
 
     def refuse(key: str, body: Buffer) -> Buffer:
         with contextlib.suppress(threading.BrokenBarrierError):

@@ -14,6 +14,7 @@ from builder.image.backends import log
 from builder.image.backends.faults import fault
 from builder.image.backends.log import BuildahLog, BuildKitLog
 from builder.progress import NoProgress
+from tests.bounds import BOUND_S
 
 
 class Recorder(NoProgress):
@@ -150,7 +151,7 @@ def test_an_interrupt_stops_the_whole_group(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         log.run(["sh", "-c", text], BuildKitLog(Interrupting()))
     number = int(told.read_text())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + BOUND_S
     while not _ended(number):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,0 +1,164 @@
+"""One start on a fresh mount of a copy, and what it read.
+
+Cold by construction: the copy gets a loop device and a mount of its own, whose caches begin empty. What counts is everything
+from the mount to the container's end: superblock, journal, inodes, containerd's database and blobs, layers, weights. Read-ahead
+of the kernel is in it, as it will be on the node.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder import process
+from builder.errors import BuilderError, ConfigError, IntegrityError
+from builder.node import blocks, containerd, disk, gpt, layout, volume, workplace
+from builder.node.hot import touched, trace
+from builder.node.hot.hotlist import RESIDENT, TRACED, HotFile, HotList, in_order
+from builder.node.programs import Programs, find
+from builder.node.proof import pause
+from builder.node.targets import CONTAINERD, MODELS, Extent, WholeDisk
+from builder.progress import NoProgress, Progress, step
+
+START_S = 600.0
+METHODS = {"trace": TRACED, "page-cache": RESIDENT}
+
+
+@dataclass(frozen=True, slots=True)
+class HotPlan:
+    """disk: the file. run: arguments for each image's entry point, None for its own command line.
+
+    images: references to start, () for all. seconds: end the container after so long, what it read till then counts; None: it
+    must end by itself, with 0. method: a key of METHODS. scratch: folder of the copy, default the disk's own.
+    """
+
+    disk: Path
+    run: tuple[str, ...] | None = None
+    images: tuple[str, ...] = ()
+    seconds: float | None = None
+    method: str = "trace"
+    scratch: Path | None = None
+    programs: Programs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """target: of the record. reads: (first byte, bytes) within the file system, in order."""
+
+    target: str
+    images: tuple[str, ...]
+    reads: tuple[tuple[int, int], ...]
+    files: tuple[HotFile, ...]
+
+
+def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
+    """The blocks that starting the images of `plan.disk` reads; the disk itself is only read.
+
+    Raises ConfigError (no such disk or image, nothing to start on it), CapabilityError (root, loop devices, tracing, space),
+    BuilderError (the container failed). Nothing is left behind, as with a bake.
+    """
+    disk.need_root("builder bake hot")
+    if not plan.disk.is_file():
+        raise ConfigError(f"{plan.disk}: no such file")
+    shown = progress or NoProgress()
+    part = extent(plan.disk)
+    copy = (plan.scratch or plan.disk.parent) / f"{plan.disk.name}.hot"
+    with workplace.terminable():
+        workplace.sweep()
+        with step(shown, "bake: scan blocks"):
+            found = blocks.scan(plan.disk)
+        with ExitStack() as stack:
+            place = stack.enter_context(workplace.workplace(copy, temporary=True))
+            with step(shown, "bake: copy"):
+                disk.need_space(copy.parent, plan.disk.stat().st_blocks * 512)
+                process.run(["cp", "--sparse=always", "--reflink=auto", plan.disk, copy])
+            device = stack.enter_context(disk.attached(copy, part))
+            seen = _watch(plan, place, device, shown)
+    indices = in_order(seen.reads, part.offset, frozenset(found.blocks))
+    return HotList(found.sha256, found.size, part.offset, len(found.blocks), seen.target, seen.images, METHODS[plan.method],
+                   indices, seen.files)  # fmt: skip
+
+
+def extent(path: Path) -> Extent:
+    """Where the file system lies on the disk: in its only partition, or from its first byte where there is no table.
+
+    Raises IntegrityError for a damaged table, and one with several partitions.
+    """
+    with path.open("rb") as raw:
+        head = raw.read(2 * gpt.SECTOR)
+    if head[gpt.SECTOR : gpt.SECTOR + 8] != b"EFI PART":
+        return WholeDisk(path.stat().st_size)
+    table = gpt.read(path)
+    if len(table.partitions) != 1 or table.partitions[0].offset % blocks.BLOCK:
+        raise IntegrityError(f"{path}: {len(table.partitions)} partitions; expected one that begins with a block of 512 KiB")
+    return table.partitions[0]
+
+
+def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, progress: Progress) -> _Seen:
+    with ExitStack() as stack:
+        tracer = None
+        if plan.method == "trace":
+            tracer = stack.enter_context(trace.traced(device, place.folder / "tracing", place.folder.name))
+        root = stack.enter_context(disk.mounted(device, place.mount))
+        record = _record(root, plan.disk)
+        chosen = _chosen(record, plan)
+        with step(progress, "bake: start"):
+            _start_all(chosen, plan, place)
+        with step(progress, "bake: blocks and files"):
+            if tracer:
+                tracer.stop()
+                reads = [(one.start, one.size) for one in tracer.reads()]
+                files = touched.files(root, reads)
+            else:
+                reads, files = touched.resident_files(root)
+    names = tuple(image["reference"] for image in chosen)
+    return _Seen(record["target"], names, tuple(reads), tuple(files))
+
+
+def _record(root: Path, path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((root / volume.RECORD).read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path}: no build record at /{volume.RECORD}: {exc}",
+                          hint="expected a disk that builder baked, with containerd's store on it") from exc  # fmt: skip
+    if not isinstance(raw, dict) or not raw.get("images") or not (root / CONTAINERD).is_dir():
+        raise ConfigError(f"{path}: no image on it to start")
+    return raw
+
+
+def _chosen(record: dict[str, Any], plan: HotPlan) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = record["images"]
+    if not plan.images:
+        return images
+    by_name = {image["reference"]: image for image in images}
+    wanted = [layout.normalise(name) for name in plan.images]
+    missing = [name for name in wanted if name not in by_name]
+    if missing:
+        raise ConfigError(f"{missing[0]}: not on the disk, which holds {', '.join(by_name)}")
+    return [by_name[name] for name in wanted]
+
+
+def _start_all(images: list[dict[str, Any]], plan: HotPlan, place: workplace.Workplace) -> None:
+    caches = place.mount / CONTAINERD
+    with containerd.containerd(caches, place.folder, cri=pause.NAME, programs=plan.programs or find()) as daemon:
+        for image in images:
+            _start(daemon, image, plan, place)
+
+
+def _start(daemon: containerd.Containerd, image: dict[str, Any], plan: HotPlan, place: workplace.Workplace) -> None:
+    """By digest and without a network, as a pod that names the digest is started; weights where the runtime looks for them."""
+    argv = (*image["entrypoint"], *plan.run) if plan.run is not None else ()  # ctr run replaces all where anything is given
+    models = place.mount / MODELS
+    bound = ["--mount", f"type=bind,src={models},dst=/{MODELS},options=rbind:ro"] if models.is_dir() else []
+    name, begun = f"{image['reference'].rsplit(':', 1)[0]}@{image['digest']}", time.monotonic()
+    try:
+        daemon.ctr("run", "--rm", *bound, name, place.container, *argv, timeout_s=plan.seconds or START_S)
+    except BuilderError as exc:
+        daemon.end(place.container)
+        if plan.seconds is None or time.monotonic() - begun < plan.seconds:
+            hint = "" if plan.seconds else "a server does not end by itself: --seconds 120, or --run ARGS"
+            raise BuilderError(f"{image['reference']}: {exc.message}", hint=exc.hint or hint) from exc
