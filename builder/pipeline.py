@@ -432,12 +432,13 @@ def specify_again(
     **at: str,
 ) -> tuple[SnapshotRef, NodeSpecs, Path]:
     """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
+    from builder.config.recorded import settings_of
     from builder.node import specs
 
     found = specs.read_record(record)
     disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
     volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
-    chosen = specs.settings_of(found.settings, **settings)
+    chosen = settings_of(found.settings, **settings)
     ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
     reads = specs.hot_texts(hot, ref, reader_image) if hot else {}
     return ref, specs.NodeSpecs(specs.render(ref, hot=reads), ref.hydration), disk

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
+from builder.node.cri_config import alone, cri_config
 from builder.node.layout import Descriptor, Layout, OciImage
 from builder.node.programs import Programs, find
 from builder.node.stream import stream
@@ -29,8 +30,9 @@ from builder.node.stream import stream
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 LAYER_REF = "containerd.io/gc.ref.content.l."
-READY_S = 30.0
-CTR_S = 120.0
+READY_S = 300.0
+STOP_S = 60.0
+CTR_S = 600.0
 IMPORT_S = 3600.0
 Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
@@ -189,6 +191,9 @@ class Containerd:
 
     def _expect(self, image: OciImage) -> None:
         found = {row.reference: row.digest for row in self.images()}
+        if image.by_digest not in found and image.reference in found:
+            self.ctr("images", "tag", image.reference, image.by_digest)  # ctr 2.x heeds --digests for unnamed images only
+            found = {row.reference: row.digest for row in self.images()}
         for reference in (image.reference, image.by_digest):
             if found.get(reference) != image.target.digest:
                 raise BuilderError(f"import: {reference} is {found.get(reference, 'absent')}, expected {image.target.digest}",
@@ -196,21 +201,24 @@ class Containerd:
 
 
 @contextmanager
-def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Programs | None = None) -> Iterator[Containerd]:
+def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | None = None) -> Iterator[Containerd]:
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
-    cri: with the CRI plugin, which then takes stock of the images as it does on a node. programs: None finds them.
+    cri: name of the image of a pod's first process. With it the CRI plugin runs, takes stock of the images as it does on
+    a node, and starts pods; containerd and all that it starts then have no network but a loopback of their own.
+    programs: None finds them.
     """
     found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
-    file.write_text(config(root, folder / "state", socket, cri=cri))
+    file.write_text(config(root, folder / "state", socket, cri=bool(cri)) + (cri_config(cri, folder) if cri else ""))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
         *found.with_path(),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
+        *(alone() if cri else []),
         found.containerd,
         "--config",
         file,
@@ -225,7 +233,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Program
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -242,12 +250,6 @@ def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
         "[grpc]",
         f"address = {json.dumps(str(socket))}",
     ]
-    if cri:
-        lines += [
-            '[plugins."io.containerd.grpc.v1.cri"]',
-            'stream_server_port = "0"',
-            "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
-        ]
     return "\n".join(lines) + "\n"
 
 

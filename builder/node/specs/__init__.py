@@ -25,14 +25,13 @@ from builder.node.specs.ref import (
     object_name,
     read_record,
     record,
-    settings_of,
     snapshot_ref,
 )
 from builder.node.specs.text import NONE, Hot
 
 __all__ = [
     "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs", "read_record",
-    "record", "render", "settings_of", "snapshot_ref",
+    "record", "render", "snapshot_ref",
 ]  # fmt: skip
 
 Render = Callable[[SnapshotRef, Hot], dict[str, str]]

@@ -14,7 +14,7 @@ from builder.node.lint import lint, run
 from tests.unit.node.test_lint import BAD, HERE
 
 RAID0 = HERE / "bad" / "raid0.yaml"
-GOLDEN = Path(__file__).parents[2] / "golden" / "node"
+GOLDEN = Path(__file__).parents[2] / "golden" / "node" / "bottlerocket"
 
 
 def invoke(*words: str | Path, input: bytes | None = None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from builder.config.recorded import settings_of
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
@@ -38,7 +39,7 @@ def test_a_record_renders_what_the_bake_rendered(target: str, tmp_path: Path) ->
     one = ref(target, bake, path=tmp_path / "d.img")
     (tmp_path / "d.img.json").write_text(specs.record(one, volume(tmp_path / "d.img", target=target)))
     found = specs.read_record(tmp_path / "d.img.json")
-    again = specs.snapshot_ref(found.volume, specs.settings_of(found.settings), name=found.name)
+    again = specs.snapshot_ref(found.volume, settings_of(found.settings), name=found.name)
     assert again == one
     assert specs.render(again) == specs.render(one)
 
@@ -123,7 +124,7 @@ def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -
 def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
     with pytest.raises(ConfigError, match=said):
-        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+        settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
 
 
 @pytest.mark.parametrize(
