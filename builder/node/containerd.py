@@ -30,8 +30,9 @@ from builder.node.stream import stream
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 LAYER_REF = "containerd.io/gc.ref.content.l."
-READY_S = 30.0
-CTR_S = 120.0
+READY_S = 300.0
+STOP_S = 60.0
+CTR_S = 600.0
 IMPORT_S = 3600.0
 Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
@@ -233,7 +234,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: st
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

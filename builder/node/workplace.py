@@ -264,11 +264,19 @@ def _end_container(folder: Path) -> None:
 
 
 def _end(pid: int) -> None:
-    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0)):
+    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 60.0)):
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             return
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+        while time.monotonic() < deadline and _runs(pid):
             time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process has not ended; a zombie, whose parent does not ask for its status, has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -63,6 +63,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.node.disk import need_root
     from builder.node.plan import BakePlan, beside, check_places
     from builder.node.programs import find
+    from builder.node.specs import CLUSTER, SNAPSHOT, check_asked
     from builder.node.targets import target as target_of
 
     need_root("builder bake disk")
@@ -89,6 +90,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
         archive=archive,
     )
     check_places(plan)
+    check_asked(settings, plan.target.name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)

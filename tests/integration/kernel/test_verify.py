@@ -24,7 +24,8 @@ from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS, 
 from builder.node.verify import VerifyPlan, verify
 from tests import oci
 from tests.bounds import BOUND_S
-from tests.disks import NAME, RUN, SIZE, copy_of, leftovers, opened
+from tests.disks import NAME, RUN, SIZE, copy_of, opened
+from tests.leftovers import leftovers
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]
 FOREIGN = "linux/riscv64"
