@@ -55,9 +55,10 @@ def test_kubelet_finds_the_image_by_every_name_and_starts_it(baked: DataVolume) 
     (run,) = report.runs
     assert run.user == "10001:0"
     lines = run.output.splitlines()
+    lines.remove("no")  # of standard error, which is logged beside standard output
     assert lines[:2] == ["10001", "second layer"]
     assert [line.split(":")[0].strip() for line in lines if ":" in line] == ["lo"]  # no other network interface
-    assert lines[-3:] == ["sh", "no", "end"]  # process 1 of a namespace of its own; both streams, in order
+    assert lines[-2:] == ["sh", "end"]  # it is process 1, in a namespace of its own
     assert run.reference == f"registry.example.com/llm/tiny@{baked.images[0]['digest']}"
     after = baked.path.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)  # only a copy was written
@@ -162,6 +163,8 @@ def test_a_kept_or_missing_blob_a_full_volume_and_no_record(baked: DataVolume, l
     found = findings(VerifyPlan(path, run=RUN))
     assert f"content: {NAME}: compressed layer {kept} was not dropped" in found
     assert f"content: {NAME}: {image['config']} is missing" in found
+    for name in (NAME, f"{NAME}@{image['digest']}", image["config"]):
+        assert [text for text in found if text.endswith(f"CRI {NAME}: {name} is absent")], name
     assert any(re.search("^free space: .* expected 15%", text) for text in found)
     with opened(path) as root:
         (root / volume.RECORD).unlink()
@@ -183,6 +186,26 @@ def test_lost_attributes_of_a_layer_are_found(tmp_path: Path) -> None:
     assert "exit status 1" in found[2]  # what it replaced is back
 
 
+def test_kubelet_would_be_told_that_nothing_is_pinned(baked: DataVolume, tmp_path: Path) -> None:
+    path = copy_of(baked.path, tmp_path)
+    by_digest = f"{NAME.rsplit(':', 1)[0]}@{baked.images[0]['digest']}"
+    ctr_on(path, *(["images", "label", name, "io.cri-containerd.pinned="] for name in (NAME, by_digest)))
+    found = findings(VerifyPlan(path, run=RUN))
+    assert [text for text in found if text.endswith(f"CRI {NAME}: {NAME} is not pinned")]
+    assert len(found) == 2 + 4  # the labels, and every name
+
+
+def ctr_on(path: Path, *commands: list[str]) -> None:
+    """Run ctr on a disk, and leave it as a bake does."""
+    with opened(path) as root:
+        folder = workplace.RUN / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        with containerd.containerd(root / CONTAINERD, folder) as daemon:
+            for words in commands:
+                daemon.ctr(*words)
+        volume.keep_only_caches(root)
+        volume.label_all(root, BOTTLEROCKET)
+
+
 @pytest.mark.parametrize(
     ("ctr", "says"),
     [
@@ -195,12 +218,7 @@ def test_lost_attributes_of_a_layer_are_found(tmp_path: Path) -> None:
 def test_what_kubelet_would_not_find_or_would_remove(baked: DataVolume, tmp_path: Path, ctr: list[str], says: str) -> None:
     path = copy_of(baked.path, tmp_path)
     by_digest = f"{NAME.rsplit(':', 1)[0]}@{baked.images[0]['digest']}"
-    with opened(path) as root:
-        folder = workplace.RUN / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-        with containerd.containerd(root / CONTAINERD, folder) as daemon:
-            daemon.ctr(*(by_digest if word == "DIGEST" else word for word in ctr))
-        volume.keep_only_caches(root)
-        volume.label_all(root, BOTTLEROCKET)
+    ctr_on(path, [by_digest if word == "DIGEST" else word for word in ctr])
     (found,) = findings(VerifyPlan(path, run=RUN))
     assert re.search(says, found)
 
