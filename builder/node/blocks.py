@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 BLOCK = 512 << 10
-HASHING = 2  # threads; hashlib lets go of the interpreter meanwhile
-BATCH = 1024  # blocks asked for at a time, so that a full disk does not become a million futures
+HASHING = min(4, os.cpu_count() or 1)  # threads; hashing lets go of Python's lock
+BATCH = 256  # blocks that are under way at once, at most: their results, not their bytes
 _ZERO = bytes(BLOCK)
 
 
@@ -49,21 +48,20 @@ def scan(path: Path) -> BlockMap:
     found: list[int] = []
     with path.open("rb", buffering=0) as disk:
         size = os.fstat(disk.fileno()).st_size
-        every = candidates(disk.fileno(), size)
+        left = candidates(disk.fileno(), size)
         with ThreadPoolExecutor(HASHING) as pool:
-            while batch := list(islice(every, BATCH)):
-                for index, digest in zip(batch, pool.map(partial(_digest, disk.fileno()), batch), strict=True):
-                    if digest is not None:
+            while batch := list(islice(left, BATCH)):
+                for index, digest in zip(batch, pool.map(lambda at: _digest(disk.fileno(), at), batch), strict=True):
+                    if digest:
                         found.append(index)
-                        outer.update(index.to_bytes(8, "big"))
-                        outer.update(digest)
+                        outer.update(index.to_bytes(8, "big") + digest)
     return BlockMap(size, tuple(found), outer.hexdigest())
 
 
-def _digest(fd: int, index: int) -> bytes | None:
-    """sha256 of the block, None if it is all zeros."""
+def _digest(fd: int, index: int) -> bytes:
+    """sha256 of the block, padded with zeros; empty if it is zeros alone."""
     block = os.pread(fd, BLOCK, index * BLOCK)
-    return None if block == _ZERO[: len(block)] else hashlib.sha256(block.ljust(BLOCK, b"\0")).digest()
+    return b"" if block == _ZERO[: len(block)] else hashlib.sha256(block.ljust(BLOCK, b"\0")).digest()
 
 
 def candidates(fd: int, size: int) -> Iterator[int]:

@@ -86,7 +86,9 @@ class Containerd:
 
         seen(blob, bytes): told of each piece that was handed over; unpacking goes on after the last.
         """
-        args = ["images", "import", "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
+        # From 2.0 on ctr hands the archive to the transfer service, which makes no reference by digest of a named image.
+        local = ["--local"] if int(self.version.split(".")[0]) >= 2 else []
+        args = ["images", "import", *local, "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen([*self._argv(), *args], stdin=subprocess.PIPE, stdout=said, stderr=said)
             over = threading.Event()

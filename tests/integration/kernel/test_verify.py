@@ -23,7 +23,8 @@ from builder.node.proof import cri, pause
 from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS, TARGETS
 from builder.node.verify import VerifyPlan, verify
 from tests import oci
-from tests.disks import NAME, RUN, SIZE, copy_of, leftovers, opened
+from tests.disks import NAME, RUN, SIZE, copy_of, opened
+from tests.leftovers import leftovers
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]
 FOREIGN = "linux/riscv64"
