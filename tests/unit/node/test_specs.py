@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from builder.config.recorded import settings_of
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
@@ -124,7 +123,7 @@ def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -
 def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
     with pytest.raises(ConfigError, match=said):
-        settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
 
 
 @pytest.mark.parametrize(
