@@ -238,4 +238,4 @@ def test_the_arithmetic_of_hydration() -> None:
     assert hydrate.plan(12 * GIB, 120 * GIB, mode="fsr").credits == 8
     assert [hydrate.plan(GIB, gib * GIB, mode="fsr").credits for gib in (20, 1024, 4096)] == [10, 1, 1]
     assert hydrate.plan(GIB, 20 * GIB, mode="none").seconds == pytest.approx(204.8)
-    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB, read through by the cloud as it sees fit"
+    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB; outside AWS there is no rate to set"
