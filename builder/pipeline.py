@@ -425,14 +425,13 @@ def specify_again(
     record: Path, *, settings: Mapping[str, Any], name: str = "", to: Path | None = None, **at: str
 ) -> tuple[SnapshotRef, NodeSpecs, Path]:
     """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
-    from builder.config.recorded import settings_of
     from builder.node import specs
 
     found = specs.read_record(record)
     disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
     volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
-    chosen = settings_of(found.settings, **settings)
-    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, target=found.target, **at)
+    chosen = specs.settings_of(found.settings, **settings)
+    ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
     return ref, specs.NodeSpecs(specs.render(ref), ref.hydration), disk
 
 

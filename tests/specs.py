@@ -22,17 +22,17 @@ IDS = {
 
 
 def volume(path: Path = Path("/srv/data.img"), *, size: int = 120 * GIB, nonzero: int = 12 * GIB, used: float = 0.1,
-           platform: str = "linux/amd64", filesystem: str = "xfs") -> dict[str, Any]:  # fmt: skip
+           platform: str = "linux/amd64", filesystem: str = "xfs", target: str = "bottlerocket") -> dict[str, Any]:  # fmt: skip
     """As DataVolume.to_json says it."""
     image = {"reference": "registry.example.com/llm/llama:v1", "digest": DIGEST, "platform": platform}
-    return {"path": str(path), "size": size, "nonzero_bytes": nonzero, "blocks": nonzero >> 19, "sha256": "c0" * 32,
-            "images": [image], "weights": {}, "filesystem": filesystem, "containerd": "1.7.24", "used": used,
-            "cleaned": [], "seconds": {}}  # fmt: skip
+    return {"path": str(path), "target": target, "size": size, "nonzero_bytes": nonzero, "blocks": nonzero >> 19,
+            "sha256": "c0" * 32, "images": [image], "weights": {}, "compiled": {}, "filesystem": filesystem,
+            "containerd": "1.7.24", "used": used, "exports": [], "cleaned": [], "seconds": {}}  # fmt: skip
 
 
 def ref(target: str = "bottlerocket", bake: Bake | None = None, **more: Any) -> specs.SnapshotRef:
     given = {name: more.pop(name) for name in ("snapshot_id", "cluster", "kms_key") if name in more}
-    return specs.snapshot_ref(volume(**more), bake or Bake(), name="llama", target=target, **given)
+    return specs.snapshot_ref(volume(target=target, **more), bake or Bake(), name="llama", **given)
 
 
 def made(target: str = "bottlerocket", bake: Bake | None = None, *, hot: str | None = None, **more: Any) -> dict[str, str]:

@@ -15,11 +15,22 @@ from builder.errors import ConfigError
 from builder.node import hydrate
 from builder.node.bake import DataVolume
 from builder.node.specs import aws, azure, gke, karpenter, packer, user_data
-from builder.node.specs.ref import CLUSTER, SNAPSHOT, Record, SnapshotRef, read_record, record, snapshot_ref
+from builder.node.specs.ref import (
+    CLUSTER,
+    SNAPSHOT,
+    Record,
+    SnapshotRef,
+    check_asked,
+    object_name,
+    read_record,
+    record,
+    settings_of,
+    snapshot_ref,
+)
 
 __all__ = [
-    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "node_specs", "read_record", "record", "render",
-    "snapshot_ref",
+    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "node_specs", "read_record", "record", "render",
+    "settings_of", "snapshot_ref",
 ]  # fmt: skip
 
 Render = Callable[[SnapshotRef, str], dict[str, str]]  # the ref and the hot blocks' text, to texts by suffix
@@ -61,7 +72,7 @@ def node_specs(volume: DataVolume, bake: Bake, *, name: str, snapshot_id: str = 
     hot: see render. Raises ConfigError for values that the target cannot have.
     """
     said = volume.to_json()
-    ref = snapshot_ref(said, bake, name=name, target=bake.target, snapshot_id=snapshot_id, cluster=cluster, kms_key=kms_key)
+    ref = snapshot_ref(said, bake, name=object_name(name), snapshot_id=snapshot_id, cluster=cluster, kms_key=kms_key)
     return NodeSpecs({".json": record(ref, said)} | render(ref, hot=hot), ref.hydration)
 
 

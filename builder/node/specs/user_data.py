@@ -19,7 +19,12 @@ from builder.node.targets import FS_LABEL
 
 GC_HIGH, GC_LOW = 85, 80  # kubelet's defaults
 BOUNDARY = "BUILDER"
-MOUNTS = ("var-lib-builder-volume.mount", "var-lib-containerd.mount", "var-lib-builder-models.mount")
+MOUNTS = (
+    "var-lib-builder-volume.mount",
+    "var-lib-containerd.mount",
+    "var-lib-builder-models.mount",
+    "var-lib-builder-compiled.mount",
+)
 DROP_IN = "containerd.service.d/10-builder-volume.conf"
 HOT = "builder-hot.service"
 
@@ -74,7 +79,9 @@ def al2023_mime(ref: SnapshotRef, hot: str = "") -> str:
 def unit_files(ref: SnapshotRef, hot: str = "") -> dict[str, str]:
     """Units and drop-in by their path under /etc/systemd/system. A mount unit is named after where it mounts."""
     values = {"label": FS_LABEL, "filesystem": ref.filesystem, "disk": ref.file}
-    texts = {name: render.text(f"node/units/{name}.j2", **values) for name in MOUNTS}
+    texts = {name: render.text(f"node/units/{name}.j2", **values) for name in MOUNTS[:2]}
+    for name, what in (("models", "Weights"), ("compiled", "Compile caches")):
+        texts[f"var-lib-builder-{name}.mount"] = render.text("node/units/bind.mount.j2", folder=name, what=what, **values)
     texts[DROP_IN] = render.text("node/units/containerd.conf.j2", **values)
     return texts | ({HOT: hot.rstrip() + "\n"} if hot else {})
 

@@ -95,7 +95,6 @@ def _files(plan: VmPlan, volume: volumes.Volume, programs_: dict[str, Entry], pl
     script = render.text(
         "node/vm/init.sh.j2",
         volume=volume,
-        options=volumes.OPTIONS,
         commands=plan.commands,
         models=targets.MODELS,
         trees=selinux.trees(),

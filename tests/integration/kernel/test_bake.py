@@ -22,7 +22,8 @@ from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS
 from builder.node.verify import VerifyPlan, verify
 from tests import oci
 from tests.bounds import BOUND_S
-from tests.disks import NAME, RUN, SIZE, leftovers, opened
+from tests.disks import NAME, RUN, SIZE, opened
+from tests.leftovers import leftovers
 from tests.unit.transfer.build import Model
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from builder.config.recorded import settings_of
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
@@ -27,7 +26,7 @@ RECORD = '{"kind": "builder.disk/1", "name": "a", "target": "raw", "settings": {
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_files_are_as_reviewed(target: str, golden: Callable[[str, str], None]) -> None:
     one = ref(target)
-    for suffix, text in ({".json": specs.record(one, volume())} | specs.render(one)).items():
+    for suffix, text in ({".json": specs.record(one, volume(target=target))} | specs.render(one)).items():
         golden(f"node/{target}/data.img{suffix}", text)
 
 
@@ -35,9 +34,9 @@ def test_the_files_are_as_reviewed(target: str, golden: Callable[[str, str], Non
 def test_a_record_renders_what_the_bake_rendered(target: str, tmp_path: Path) -> None:
     bake = Bake(volume=Volume(type="io2", iops=9000), hydrate=Hydrate(mode="fsr"), region="eu-west-1")
     one = ref(target, bake, path=tmp_path / "d.img")
-    (tmp_path / "d.img.json").write_text(specs.record(one, volume(tmp_path / "d.img")))
+    (tmp_path / "d.img.json").write_text(specs.record(one, volume(tmp_path / "d.img", target=target)))
     found = specs.read_record(tmp_path / "d.img.json")
-    again = specs.snapshot_ref(found.volume, settings_of(found.settings), name=found.name, target=found.target)
+    again = specs.snapshot_ref(found.volume, specs.settings_of(found.settings), name=found.name)
     assert again == one
     assert specs.render(again) == specs.render(one)
 
@@ -122,7 +121,7 @@ def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -
 def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
     with pytest.raises(ConfigError, match=said):
-        settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +157,9 @@ def test_two_architectures_are_refused() -> None:
 
 
 def test_a_volume_says_its_own_target() -> None:
-    assert specs.snapshot_ref(volume() | {"target": "raw"}, Bake(), name="a", target="bottlerocket").target == "raw"
+    assert specs.snapshot_ref(volume(target="raw"), Bake(), name="a").target == "raw"
     with pytest.raises(ConfigError, match="target 'windows'"):
-        specs.snapshot_ref(volume() | {"target": "windows"}, Bake(), name="a")
+        specs.snapshot_ref(volume(target="windows"), Bake(), name="a")
 
 
 @pytest.mark.parametrize("target", TARGETS)

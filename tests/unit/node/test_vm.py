@@ -146,7 +146,7 @@ def test_the_scripts_beside_it_are_shell_scripts() -> None:
 
 def init(name: str, contexts: selinux.Contexts | None = None) -> str:
     return render.text(
-        "node/vm/init.sh.j2", volume=volumes.volume_of(targets.target(name)), options=volumes.OPTIONS, commands=COMMANDS,
+        "node/vm/init.sh.j2", volume=volumes.volume_of(targets.target(name)), commands=COMMANDS,
         models=targets.MODELS, trees=selinux.trees(), run_s=120, selinux=contexts,
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def init(name: str, contexts: selinux.Contexts | None = None) -> str:
 def test_a_disk_without_containerd_is_not_booted() -> None:
     with pytest.raises(ConfigError, match="gke-secondary disk is not started"):
         volumes.volume_of(targets.target("gke-secondary"))
-    with pytest.raises(ConfigError, match="raw disk carries no SELinux labels"):
+    with pytest.raises(ConfigError, match="policy is for bottlerocket disks, not raw"):
         selinux.check(targets.target("raw"), 1)
     with pytest.raises(ConfigError, match="no image to start"):
         selinux.check(targets.target("bottlerocket"), 0)

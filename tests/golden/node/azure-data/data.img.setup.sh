@@ -42,14 +42,33 @@ Description=Weights baked on data.img
 Requires=var-lib-builder-volume.mount
 After=var-lib-builder-volume.mount
 Before=kubelet.service
-# A disk without weights has no such folder.
+# A disk without them has no such folder. A prefetch job may add to it.
 ConditionPathIsDirectory=/var/lib/builder/volume/var/lib/builder/models
 
 [Mount]
 What=/var/lib/builder/volume/var/lib/builder/models
 Where=/var/lib/builder/models
 Type=none
-Options=bind,ro
+Options=bind
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+mkdir -p "$(dirname "$units/var-lib-builder-compiled.mount")"
+cat > "$units/var-lib-builder-compiled.mount" <<'UNIT'
+[Unit]
+Description=Compile caches baked on data.img
+Requires=var-lib-builder-volume.mount
+After=var-lib-builder-volume.mount
+Before=kubelet.service
+# A disk without them has no such folder. A prefetch job may add to it.
+ConditionPathIsDirectory=/var/lib/builder/volume/var/lib/builder/compiled
+
+[Mount]
+What=/var/lib/builder/volume/var/lib/builder/compiled
+Where=/var/lib/builder/compiled
+Type=none
+Options=bind
 
 [Install]
 WantedBy=multi-user.target
@@ -66,8 +85,8 @@ After=var-lib-containerd.mount
 ExecStartPost=-/bin/sh -c 'test ! -e /etc/eks/pause.tar || ctr -n k8s.io images import /etc/eks/pause.tar'
 ExecStartPost=-/bin/sh -c 'test ! -e /etc/eks/pause.tar || ctr -n k8s.io images label localhost/kubernetes/pause:latest io.cri-containerd.image=managed io.cri-containerd.pinned=pinned'
 UNIT
-systemctl ${ROOT:+--root "$ROOT"} enable var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount
+systemctl ${ROOT:+--root "$ROOT"} enable var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount var-lib-builder-compiled.mount
 # START=no: for a machine image that is being made, whose nodes will start them.
 [ "${START:-yes}" = yes ] || exit 0
 systemctl daemon-reload
-systemctl start var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount
+systemctl start var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount var-lib-builder-compiled.mount
