@@ -60,7 +60,7 @@ def examine() -> list[Finding]:
 def _docker() -> list[Finding]:
     if not process.which("docker"):
         return [Finding("docker", False, "no docker program", ("verify",), ENGINE)]
-    told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=20)
+    told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=process.ANSWER_S)
     info = json.loads(told.stdout) if told.returncode == 0 else {}
     version = info.get("ServerVersion", "")
     if not version:

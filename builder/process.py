@@ -11,6 +11,10 @@ from pathlib import Path
 from builder.errors import BuilderError, CapabilityError
 
 TAIL_LINES = 15
+ANSWER_S = 120.0
+"""Seconds for a program that only tells what it knows. It bounds a hang: on a slow disk a first answer takes half a minute."""
+CHANGE_S = 900.0
+"""Seconds for a program that also changes a little on the disk: a name, or a container or image removed."""
 
 
 def run(

@@ -1,5 +1,5 @@
 """Write the generated pages: docs/cli.md from the commands' own help, docs/builder-yaml.md and the schema from the spec,
-docs/lint.md from the rules, in docs/templates.md the table of what is left out, and in docs/slim.md the table of licences.
+docs/lint.md from the rules, and tables in docs/bake-lint.md, docs/templates.md (what is left out) and docs/slim.md (licences).
 
 `python scripts/docs.py --check` fails if a page is stale; a unit test calls it.
 """
@@ -18,6 +18,7 @@ from builder.cli.group import COMMANDS, group
 from builder.config import schema
 from builder.image import trim
 from builder.image.lint import RULES
+from builder.node.lint import RULES as NODE_RULES
 from builder.slim import licences
 
 LINT = """# Lint
@@ -68,6 +69,12 @@ def _help(command: click.Command, path: str) -> str:
 def lint_page() -> str:
     rows = [f"| `{r.id}` | {r.severity} | {r.title} | {r.why} | {r.fix} |" for r in RULES]
     return "\n".join([LINT, "| rule | severity | finds | why | fix |", "|---|---|---|---|---|", *rows, ""])
+
+
+def bake_lint_page() -> str:
+    rows = [f"| `{r.id}` | {r.severity} | {r.title} | {r.why} | {r.fix} | {r.source} |" for r in NODE_RULES]
+    head = ["| rule | severity | finds | why | fix | source |", "|---|---|---|---|---|---|"]
+    return _between("docs/bake-lint.md", "rules", "\n".join([*head, *rows, ""]))
 
 
 def templates_page() -> str:
@@ -152,6 +159,7 @@ def main() -> int:
         "docs/cli.md": cli_page(),
         "docs/builder-yaml.md": config_page(),
         "docs/lint.md": lint_page(),
+        "docs/bake-lint.md": bake_lint_page(),
         "docs/templates.md": templates_page(),
         "docs/slim.md": slim_page(),
         "images/builder.schema.json": schema.text(),

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "data" / "crds"
 ORIGINALS = os.environ.get("BUILDER_CRDS", "")
 _LEVEL = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
 Schema = dict[str, Any]
-# Words of CEL's own, which Kubernetes writes with underscores in rules: documentation of CustomResourceDefinitions, "Validation".
+# Words of CEL itself, which rules write with underscores. Source: Kubernetes documentation, "CustomResourceDefinitions", CEL.
 RESERVED = {"as", "break", "const", "continue", "else", "for", "function", "if", "import", "in", "let", "loop", "namespace",
             "package", "return", "var", "void", "while"}  # fmt: skip
 

@@ -28,7 +28,7 @@ def write_layout(folder: Path, *, name: str = "registry.example.com/llm/tiny:v1"
     """
     folder.mkdir(parents=True)
     marks = {"bin/.wh.true": b"", "opt/base/.wh..wh..opq": b"", "opt/base/new": b"n"} if whiteout else {}
-    layers = layers or [_shell_layer(), _tar({"opt/app/data.txt": extra, **marks})]
+    layers = layers or [_shell_layer(), tar({"opt/app/data.txt": extra, **marks})]
     rows = []
     for raw in layers:
         body = raw if plain else gzip.compress(raw, 1, mtime=0)
@@ -80,10 +80,10 @@ def _shell_layer() -> bytes:
         for library in re.findall(r"(/\S+)", said):
             files[library.lstrip("/")] = Path(library).read_bytes()
     files["opt/base/gone"] = b"g"
-    return _tar(files)
+    return tar(files)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, body in files.items():

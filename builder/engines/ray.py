@@ -29,7 +29,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 HERE = "auto"  # RAY_ADDRESS, or the cluster that this machine is a node of
-CONNECT_S = 60.0  # ray.init itself waits for minutes where nothing answers
+CONNECT_S = 180.0  # ray.init itself waits for minutes where nothing answers
 REACH_S = 10.0
 CPU_S = 600.0  # to the first free CPU: a cluster that grows on demand boots a machine in this time
 POLL_S = 5.0

@@ -97,7 +97,7 @@ def wheelhouse(loaded: Loaded, pip: dict[str, str] | None = None) -> Path | None
 
 def pip_settings() -> dict[str, str]:
     """pip's settings here, environment last, as `pip config list` tells them; empty where there is no pip."""
-    done = process.run([sys.executable, "-m", "pip", "config", "list"], check=False, timeout_s=60)
+    done = process.run([sys.executable, "-m", "pip", "config", "list"], check=False, timeout_s=process.ANSWER_S)
     found: dict[str, str] = {}
     for line in done.stdout.decode(errors="replace").splitlines():
         match = re.fullmatch(r"(?:global|install|:env:)\.([a-z-]+)=(.*)", line)

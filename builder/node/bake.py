@@ -27,7 +27,6 @@ from builder.node.targets import CONTAINERD, MODELS
 from builder.progress import NoProgress, Progress
 
 __all__ = ["BakePlan", "DataVolume", "bake"]
-HASHING = 2  # threads; each reads one layer
 
 Fill = Callable[[Path], dict[str, Any]]  # root of the new file system to the build record
 _EXPORT = {".vhd": vhd.write, ".tar.gz": archive.write}
@@ -156,22 +155,20 @@ def _fill(job: _Job, root: Path) -> dict[str, Any]:
 def _images(job: _Job, root: Path) -> dict[str, Any]:
     """The containerd root, or what the target has instead of it, and what the record says of it."""
     order, watch, images = job.plan, job.watch, [one.image for one in job.scene.opened]
-    with containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find()) as daemon:
-        job.scene.containerd = daemon.ended
-        with faults.explained(job.scene):
-            for one in job.scene.opened:
-                with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
-                    daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
-            with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
-                for row in daemon.images():
-                    daemon.label(row.reference)
-                for image in images if not order.keep_blobs else ():
-                    daemon.drop_layers(image)
-                daemon.collect()
-            with watch("digest layers"):
-                rows = _rows(images, daemon, root)
-            listed = daemon.listed()
-        job.scene.containerd = str
+    private = containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find())
+    with private as daemon, faults.explained(job.scene, ended=daemon.ended):
+        for one in job.scene.opened:
+            with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
+                daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
+        with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
+            for row in daemon.images():
+                daemon.label(row.reference)
+            for image in images if not order.keep_blobs else ():
+                daemon.drop_layers(image)
+            daemon.collect()
+        with watch("digest layers"):
+            rows = _rows(images, daemon, root)
+        listed = daemon.listed()
     volume.keep_only_caches(root)
     if not order.target.containerd_root:
         rows = gke.arrange(root, rows, listed)
@@ -183,7 +180,7 @@ def _rows(images: list[OciImage], daemon: containerd.Containerd, root: Path) -> 
     """The images for the record, each unpacked layer with its place on the volume and its digest. Images share layers."""
     folders = [daemon.layer_folders(image) for image in images]
     every = list(dict.fromkeys(folder for some in folders for folder in some))
-    with ThreadPoolExecutor(HASHING) as pool:
+    with ThreadPoolExecutor(blocks.HASHING) as pool:
         digests = dict(zip(every, pool.map(volume.tree_digest, every), strict=True))
     return [
         {

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 BLOCK = 512 << 10
+HASHING = min(4, os.cpu_count() or 1)  # threads; hashing lets go of Python's lock
+BATCH = 256  # blocks that are under way at once, at most: their results, not their bytes
 _ZERO = bytes(BLOCK)
 
 
@@ -44,14 +48,20 @@ def scan(path: Path) -> BlockMap:
     found: list[int] = []
     with path.open("rb", buffering=0) as disk:
         size = os.fstat(disk.fileno()).st_size
-        for index in candidates(disk.fileno(), size):
-            block = os.pread(disk.fileno(), BLOCK, index * BLOCK)
-            if block == _ZERO[: len(block)]:
-                continue
-            found.append(index)
-            outer.update(index.to_bytes(8, "big"))
-            outer.update(hashlib.sha256(block.ljust(BLOCK, b"\0")).digest())
+        left = candidates(disk.fileno(), size)
+        with ThreadPoolExecutor(HASHING) as pool:
+            while batch := list(islice(left, BATCH)):
+                for index, digest in zip(batch, pool.map(lambda at: _digest(disk.fileno(), at), batch), strict=True):
+                    if digest:
+                        found.append(index)
+                        outer.update(index.to_bytes(8, "big") + digest)
     return BlockMap(size, tuple(found), outer.hexdigest())
+
+
+def _digest(fd: int, index: int) -> bytes:
+    """sha256 of the block, padded with zeros; empty if it is zeros alone."""
+    block = os.pread(fd, BLOCK, index * BLOCK)
+    return b"" if block == _ZERO[: len(block)] else hashlib.sha256(block.ljust(BLOCK, b"\0")).digest()
 
 
 def candidates(fd: int, size: int) -> Iterator[int]:

@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
+from builder.node.cri_config import alone, for_pods
 from builder.node.layout import Descriptor, Layout, OciImage
 from builder.node.programs import Programs, find
 from builder.node.stream import stream
@@ -29,8 +30,9 @@ from builder.node.stream import stream
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 LAYER_REF = "containerd.io/gc.ref.content.l."
-READY_S = 30.0
-CTR_S = 120.0
+READY_S = 300.0
+STOP_S = 60.0
+CTR_S = 600.0
 IMPORT_S = 3600.0
 Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
@@ -84,7 +86,9 @@ class Containerd:
 
         seen(blob, bytes): told of each piece that was handed over; unpacking goes on after the last.
         """
-        args = ["images", "import", "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
+        # From 2.0 on ctr hands the archive to the transfer service, which makes no reference by digest of a named image.
+        local = ["--local"] if int(self.version.split(".")[0]) >= 2 else []
+        args = ["images", "import", *local, "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen([*self._argv(), *args], stdin=subprocess.PIPE, stdout=said, stderr=said)
             over = threading.Event()
@@ -196,21 +200,26 @@ class Containerd:
 
 
 @contextmanager
-def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Programs | None = None) -> Iterator[Containerd]:
+def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: str = "",
+               programs: Programs | None = None) -> Iterator[Containerd]:  # fmt: skip
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
-    cri: with the CRI plugin, which then takes stock of the images as it does on a node. programs: None finds them.
+    cri: with the CRI plugin, which then takes stock of the images as it does on a node. sandbox_image: of a pod's first
+    process; with it the plugin also starts pods, and containerd and all that it starts have no network but an own loopback.
+    programs: None finds them.
     """
     found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
-    file.write_text(config(root, folder / "state", socket, cri=cri))
+    pods = for_pods(sandbox_image, folder) if sandbox_image else []
+    file.write_text(config(root, folder / "state", socket, cri=cri or bool(pods), pods=pods))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
         *found.with_path(),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
+        *(alone() if sandbox_image else []),
         found.containerd,
         "--config",
         file,
@@ -225,14 +234,17 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, programs: Program
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
 
 
-def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
-    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML."""
+def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[str] = ()) -> str:
+    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML.
+
+    pods: more lines for the CRI plugin.
+    """
     disabled = list(_UNUSED) + ([] if cri else list(_CRI))
     lines = [
         "version = 2",
@@ -247,6 +259,7 @@ def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
             '[plugins."io.containerd.grpc.v1.cri"]',
             'stream_server_port = "0"',
             "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
+            *pods,
         ]
     return "\n".join(lines) + "\n"
 

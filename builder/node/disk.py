@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,13 @@ from builder.errors import BuilderError, CapabilityError, IntegrityError
 from builder.node.targets import Extent
 
 GIB = 1 << 30
+BUSY_S = 60.0  # for whatever keeps a mount busy to end: a shim writes its last words to a slow disk
 MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
 XFS_OPTIONS = ("-m", "crc=1,finobt=1,reflink=1,bigtime=1,inobtcount=1,rmapbt=0", "-i", "sparse=1,nrext64=0")
 # Incompatible features that Linux 6.1, the oldest kernel of a current Bottlerocket, can mount: ftype, sparse inodes,
 # meta-uuid, bigtime, needs-repair, nrext64 (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_INCOMPAT_ALL at v6.1).
-_XFS_INCOMPAT_6_1 = 0x3F
-_XFS_INCOMPAT_AT = 216  # offset of sb_features_incompat, big endian, in the superblock
+XFS_INCOMPAT_6_1 = 0x3F
+XFS_INCOMPAT_AT = 216  # offset of sb_features_incompat, big endian, in the superblock
 
 
 def create(path: Path, size: int) -> None:
@@ -107,12 +109,14 @@ def mounted(device: Path, point: Path, *, options: str = "noatime,nosuid,nodev")
 
 def unmount(point: Path) -> None:
     """Unmount, and wait until it is gone; a busy mount is tried for a while (a shim may still be leaving)."""
-    for attempt in range(20):
+    end = time.monotonic() + BUSY_S
+    while True:
         done = process.run([process.need("umount"), point], check=False)
         if done.returncode == 0 or not point.is_mount():
             return
-        process.run(["sleep", "0.1"] if attempt < 19 else ["true"])
-    raise BuilderError(f"{point}: cannot be unmounted: {done.stderr.decode().strip()}", hint=f"umount {point}")
+        if time.monotonic() > end:
+            raise BuilderError(f"{point}: cannot be unmounted: {done.stderr.decode().strip()}", hint=f"umount {point}")
+        time.sleep(0.1)
 
 
 def make_xfs(device: Path, *, label: str = "") -> None:
@@ -120,9 +124,9 @@ def make_xfs(device: Path, *, label: str = "") -> None:
     process.run([process.need("mkfs.xfs", "xfsprogs"), "-q", "-K", *XFS_OPTIONS, *(["-L", label] if label else []), device])
     with device.open("rb") as raw:
         superblock = raw.read(512)
-    (features,) = struct.unpack_from(">I", superblock, _XFS_INCOMPAT_AT)
-    if superblock[:4] != b"XFSB" or features & ~_XFS_INCOMPAT_6_1:
-        raise IntegrityError(f"mkfs.xfs set incompatible features {features:#x}; Linux 6.1 knows {_XFS_INCOMPAT_6_1:#x}",
+    (features,) = struct.unpack_from(">I", superblock, XFS_INCOMPAT_AT)
+    if superblock[:4] != b"XFSB" or features & ~XFS_INCOMPAT_6_1:
+        raise IntegrityError(f"mkfs.xfs set incompatible features {features:#x}; Linux 6.1 knows {XFS_INCOMPAT_6_1:#x}",
                              hint="use xfsprogs 6.1 to 6.12")  # fmt: skip
 
 

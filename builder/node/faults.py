@@ -35,26 +35,27 @@ _PIECE = 1 << 20
 class Scene:
     """Where it happened.
 
-    root: of the new file system, once there is one. containerd: says how the private one ended, "" while it runs.
-    searched: the input was looked through, and nothing found.
+    root: of the new file system, once there is one. searched: the input was looked through, and nothing found.
     """
 
     plan: BakePlan
     opened: list[Opened] = field(default_factory=list)
     root: Path | None = None
-    containerd: Callable[[], str] = str
     searched: bool = False
 
 
 @contextmanager
-def explained(scene: Scene) -> Iterator[None]:
-    """Within, an error that has a deeper cause is raised as that cause."""
+def explained(scene: Scene, *, ended: Callable[[], str] = str) -> Iterator[None]:
+    """Within, an error that has a deeper cause is raised as that cause.
+
+    ended: how the private containerd ended, "" while it runs, or where there is none.
+    """
     try:
         yield
     except (BuilderError, OSError) as exc:
         if isinstance(exc, (ConfigError, IntegrityError, RemoteError)):
             raise
-        found = cause(scene, str(exc))
+        found = cause(scene, str(exc), ended())
         if found is not None:
             raise found from exc
         if isinstance(exc, BuilderError):
@@ -62,16 +63,16 @@ def explained(scene: Scene) -> Iterator[None]:
         raise BuilderError(f"{exc.filename or scene.plan.out}: {exc.strerror or exc}") from exc
 
 
-def cause(scene: Scene, said: str) -> BuilderError | None:
-    """The deeper cause of a failure that said this much; None where there is none."""
+def cause(scene: Scene, said: str, ended: str) -> BuilderError | None:
+    """The deeper cause of a failure that said this much; None where there is none. ended: how containerd did, "" if not."""
     plan = scene.plan
     host = shutil.disk_usage(plan.out.parent).free
     if host < FULL:
         return CapabilityError(f"{plan.out.parent}: no space left; {units.format_size(host)} free",
                                hint="free some space, or bake to another folder")  # fmt: skip
-    if how := scene.containerd():
+    if ended:
         return BuilderError(
-            f"the private containerd {how} during the bake", hint="bake again; if it was killed, see `dmesg` for memory"
+            f"the private containerd {ended} during the bake", hint="bake again; if it was killed, see `dmesg` for memory"
         )
     if _full(scene, said):
         return too_small(plan, scene.opened)

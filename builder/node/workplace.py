@@ -186,10 +186,11 @@ def _clean(folder: Path) -> list[str]:
     record = _record(folder)
     disk, trees = record.disk, record.trees
     removed = []
-    for pid in _processes(folder, record):
+    ours = _processes(folder, record)
+    _end_container(folder)  # first: what runs as process 1 of a container takes no notice of SIGTERM
+    for pid in ours:
         _end(pid)
         removed.append(f"process {pid}")
-    _end_container(folder)
     for point in [p for root in (folder, *trees) for p in mounts_under(root)]:
         process.run([process.need("umount"), point], check=False)
         removed.append(f"mount {point}")
@@ -251,18 +252,31 @@ def _processes(folder: Path, record: _Record) -> list[int]:
 
 
 def _end_container(folder: Path) -> None:
-    """Forget the container of a killed check: its cgroup and runc's state, which no mount or process names."""
-    name = f"builder-{folder.name}"
-    if (RUNC_STATE / name).exists() and process.which("runc"):
-        process.run([process.need("runc"), "--root", RUNC_STATE, "delete", "--force", name], check=False)
+    """Forget the containers of a killed check: their cgroups and runc's state, which no mount or process names. runc keeps
+    the folder of each container's bundle, which lies in ours."""
+    for state in RUNC_STATE.glob("*/state.json"):
+        try:
+            mine = f"{folder}/" in state.read_text(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        if mine and process.which("runc"):
+            process.run([process.need("runc"), "--root", RUNC_STATE, "delete", "--force", state.parent.name], check=False)
 
 
 def _end(pid: int) -> None:
-    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0)):
+    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 60.0)):
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             return
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+        while time.monotonic() < deadline and _runs(pid):
             time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process has not ended; a zombie, whose parent does not ask for its status, has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

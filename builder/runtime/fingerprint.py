@@ -34,7 +34,7 @@ WHEELS = {
 _ISA = re.compile(
     r"(avx|amx|sse|fma|bmi|aes|vaes|pclmul|vpclmul|sha|f16c|popcnt|abm|lzcnt|movbe|adx|gfni|sve|neon|asimd|fp16|bf16|i8mm)"
 )
-COMPILER_TIMEOUT_S = 10
+COMPILER_TIMEOUT_S = 60
 
 
 def here(settings: Settings, name: str, model: str, found: gpu.Found | None) -> Fingerprint:

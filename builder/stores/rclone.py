@@ -43,7 +43,7 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *, host: str = "127.0.0.1", start_s: float = 15.0) -> Iterator[Endpoint]:
+def serve(folder: Path, *, host: str = "127.0.0.1", start_s: float = process.ANSWER_S) -> Iterator[Endpoint]:
     """An S3 server over `folder`, on a free port of `host`, stopped on exit.
 
     host: 0.0.0.0 lets containers of this machine reach it. Raises CapabilityError if rclone is missing or never answers.
@@ -68,7 +68,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", start_s: float = 15.0) -> It
         finally:
             server.terminate()
             try:
-                server.wait(5)
+                server.wait(10)
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()

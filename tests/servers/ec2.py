@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bounds import BOUND_S
+
 AMIS = {"debian-12-amd64-20260713-2172": "136693071363", "amazon-eks-node-al2023-x86_64-nvidia-1.34-v20260714": "602401143452"}
-START_S = 120.0
 
 
 def _ami(number: int, name: str, owner: str) -> dict[str, object]:
@@ -61,12 +62,12 @@ def running() -> Iterator[str]:
 
 
 def _answering(server: subprocess.Popen[bytes], port_file: Path) -> str:
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + BOUND_S
     while time.monotonic() < deadline and server.poll() is None:
         if port_file.exists():
             url = f"http://127.0.0.1:{port_file.read_text()}"
             try:
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=START_S).close()
+                urllib.request.urlopen(f"{url}/moto-api/", timeout=BOUND_S).close()
             except urllib.error.URLError:
                 pass
             else:

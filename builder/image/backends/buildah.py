@@ -37,8 +37,8 @@ ZSTD = ("--compression-format", "zstd", "--compression-level", str(ZSTD_LEVEL))
 def probe() -> Buildah:
     """Raises CapabilityError that says why this back end cannot build here."""
     try:
-        version = process.run(["buildah", "--version"], timeout_s=20).stdout.decode().split()[2]
-        info = json.loads(process.run(["buildah", "info"], timeout_s=60).stdout)
+        version = process.run(["buildah", "--version"], timeout_s=process.ANSWER_S).stdout.decode().split()[2]
+        info = json.loads(process.run(["buildah", "info"], timeout_s=process.ANSWER_S).stdout)
     except CapabilityError as exc:
         raise CapabilityError("buildah: program not found", hint=HINT) from exc
     except (BuilderError, ValueError, IndexError) as exc:
@@ -122,7 +122,9 @@ class Buildah:
 
     def inspect(self, reference: str) -> BuiltImage | None:
         """Without digest and size: the storage keeps layers unpacked, and a push packs them again, to the same bytes."""
-        done = process.run(["buildah", "inspect", "--type=image", full_name(reference)], check=False, timeout_s=60)
+        done = process.run(
+            ["buildah", "inspect", "--type=image", full_name(reference)], check=False, timeout_s=process.ANSWER_S
+        )
         if done.returncode:
             return None
         found = json.loads(done.stdout)
@@ -144,7 +146,7 @@ class Buildah:
             ]
             return process.run(command, check=False, timeout_s=timeout_s)
         finally:
-            process.run(["buildah", "rm", name], check=False, timeout_s=60)
+            process.run(["buildah", "rm", name], check=False, timeout_s=process.CHANGE_S)
 
     def push(self, reference: str) -> str:
         with tempfile.TemporaryDirectory(prefix="builder-push-") as work:
@@ -157,7 +159,7 @@ class Buildah:
         if process.which("skopeo") is None:
             return ""
         command = ["skopeo", "inspect", "--format={{.Digest}}", f"docker://{full_name(reference)}"]
-        return process.run(command, timeout_s=120).stdout.decode().strip()
+        return process.run(command, timeout_s=process.ANSWER_S).stdout.decode().strip()
 
     def room(self) -> str:
         return self.root
@@ -182,9 +184,9 @@ def _isolation() -> list[str]:
 
 def _digest(base: str) -> str:
     """As it was pulled: of the index where the registry has one, which is what docker calls the digest too."""
-    done = process.run(["buildah", "images", "--json", base], check=False, timeout_s=60)
+    done = process.run(["buildah", "images", "--json", base], check=False, timeout_s=process.ANSWER_S)
     return str(json.loads(done.stdout)[0]["digest"]) if done.returncode == 0 else ""
 
 
-def _call(*args: str, timeout_s: float | None = 120) -> str:
+def _call(*args: str, timeout_s: float | None = process.CHANGE_S) -> str:
     return process.run(["buildah", *args], timeout_s=timeout_s).stdout.decode(errors="replace").strip()

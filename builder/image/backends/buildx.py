@@ -34,10 +34,10 @@ NO_REWRITE = "BuildKit before 0.13 cannot set the times of files in layers"
 def probe() -> Buildx:
     """Raises CapabilityError that says why this back end cannot build here."""
     found = engine()
-    plugin = process.run(["docker", "buildx", "version"], check=False, timeout_s=30)
+    plugin = process.run(["docker", "buildx", "version"], check=False, timeout_s=process.ANSWER_S)
     if plugin.returncode:
         raise CapabilityError("buildx: the plugin does not answer", hint=HINT)
-    told = process.run(["docker", "buildx", "inspect"], check=False, timeout_s=60)
+    told = process.run(["docker", "buildx", "inspect"], check=False, timeout_s=process.ANSWER_S)
     if told.returncode:
         said = told.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise CapabilityError(f"buildx: its builder does not answer: {said[-1]}", hint="docker buildx use default")
@@ -112,18 +112,20 @@ class Buildx(Docker):
             yield [f"--build-context={name}=docker-image://{name}@{digest}"]
         else:
             own = f"localhost:1/builder-base:{uuid.uuid4().hex[:12]}"
-            call("tag", name, own)
+            call("tag", name, own, timeout_s=process.CHANGE_S)
             try:
                 yield [f"--build-context={name}=docker-image://{own}"]
             finally:
-                process.run(["docker", "image", "rm", own], check=False, timeout_s=60)
+                process.run(["docker", "image", "rm", own], check=False, timeout_s=process.CHANGE_S)
 
     def load(self, archive: Path, built: BuiltImage) -> None:
         if self.capabilities.archives:
             call("load", "--quiet", "--input", str(archive), timeout_s=LOAD_S)
 
     def remote_digest(self, reference: str) -> str:
-        return raw_digest(process.run(["docker", "buildx", "imagetools", "inspect", "--raw", reference], timeout_s=120).stdout)
+        return raw_digest(
+            process.run(["docker", "buildx", "imagetools", "inspect", "--raw", reference], timeout_s=process.ANSWER_S).stdout
+        )
 
     def _client(self, options: Options) -> list[str]:
         return [*options.client("BUILDX_NO_DEFAULT_ATTESTATIONS=1"), "docker", "buildx", "build"]

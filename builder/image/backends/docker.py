@@ -51,8 +51,8 @@ class Engine:
 def engine() -> Engine:
     """Raises CapabilityError where no docker program is, or no engine answers it."""
     try:
-        told = json.loads(call("version", "--format", "{{json .}}", timeout_s=20))
-        status, root = call("info", "--format", "{{json .DriverStatus}}\n{{.DockerRootDir}}", timeout_s=20).splitlines()
+        told = json.loads(call("version", "--format", "{{json .}}"))
+        status, root = call("info", "--format", "{{json .DriverStatus}}\n{{.DockerRootDir}}").splitlines()
     except CapabilityError as exc:
         raise CapabilityError("docker: program not found", hint=HINT) from exc
     except (BuilderError, ValueError) as exc:
@@ -116,7 +116,7 @@ class Docker:
     def load(self, archive: Path, built: BuiltImage) -> None: ...
 
     def tag(self, built: BuiltImage) -> None:
-        call("tag", built.id, built.reference)
+        call("tag", built.id, built.reference, timeout_s=process.CHANGE_S)
 
     def drop(self, built: BuiltImage) -> None:
         self._forget(built.id)
@@ -140,7 +140,7 @@ class Docker:
         try:
             return process.run([*command, "--entrypoint=/verify", built.id], check=False, timeout_s=timeout_s)
         except BaseException:
-            process.run(["docker", "rm", "--force", name], check=False, timeout_s=60)
+            process.run(["docker", "rm", "--force", name], check=False, timeout_s=process.CHANGE_S)
             raise
 
     def push(self, reference: str) -> str:
@@ -149,7 +149,7 @@ class Docker:
         return found[1] if found else ""
 
     def remote_digest(self, reference: str) -> str:
-        told = json.loads(call("manifest", "inspect", "--verbose", *_insecure(reference), reference, timeout_s=120))
+        told = json.loads(call("manifest", "inspect", "--verbose", *_insecure(reference), reference))
         return str(told["Descriptor"]["digest"]) if isinstance(told, dict) else ""
 
     def room(self) -> str:
@@ -158,7 +158,7 @@ class Docker:
     def _forget(self, image: str) -> None:
         found = _inspect(image)
         if found is not None and not found.get("RepoTags"):
-            call("image", "rm", image)
+            call("image", "rm", image, timeout_s=process.CHANGE_S)
 
     def _client(self, options: Options) -> list[str]:
         return [*options.client("DOCKER_BUILDKIT=1"), "docker", "build"]
@@ -202,7 +202,7 @@ def _insecure(reference: str) -> list[str]:
 
 
 def _inspect(reference: str) -> dict[str, Any] | None:
-    done = process.run(["docker", "image", "inspect", reference], check=False, timeout_s=60)
+    done = process.run(["docker", "image", "inspect", reference], check=False, timeout_s=process.ANSWER_S)
     if done.returncode:
         return None
     first: dict[str, Any] = json.loads(done.stdout)[0]
@@ -214,7 +214,7 @@ def _repo_digest(found: dict[str, Any]) -> str:
     return next((str(d).partition("@")[2] for d in found.get("RepoDigests") or ()), str(found["Id"]))
 
 
-def call(*args: str, timeout_s: float | None = 60) -> str:
+def call(*args: str, timeout_s: float | None = process.ANSWER_S) -> str:
     return process.run(["docker", *args], timeout_s=timeout_s).stdout.decode(errors="replace").strip()
 
 

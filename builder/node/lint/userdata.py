@@ -24,6 +24,10 @@ _KUBERNETES = {
     "eviction-hard": "evictionHard",
     "eviction-soft": "evictionSoft",
 }
+_FLAGS = {
+    "--image-gc-high-threshold": "imageGCHighThresholdPercent",
+    "--image-gc-low-threshold": "imageGCLowThresholdPercent",
+}
 _NODE_CONFIG = "application/node.eks.aws"
 
 
@@ -55,9 +59,10 @@ def settings(facts: Facts, part: Part) -> None:
 def node_config(facts: Facts, part: Part) -> None:
     """A NodeConfig of nodeadm."""
     facts.node_configs.append(part)
-    kubelet = part.at("spec", "kubelet", "config")
+    kubelet = part.at("spec", "kubelet")
     if kubelet.there:
-        facts.kubelets.append(kubelet_of(kubelet))
+        options = kubelet_of(kubelet.at("config")).options
+        facts.kubelets.append(Kubelet(kubelet, options | _flags(kubelet.at("flags"))))
     containerd = part.at("spec", "containerd", "config")
     if containerd.text:
         first = containerd.line_of(0)
@@ -67,6 +72,12 @@ def node_config(facts: Facts, part: Part) -> None:
             facts.faults.append(Fault(containerd, str(exc), exc.line if containerd.mark.text_line else first))
         else:
             facts.containerd.append(_placed(inside, containerd, not containerd.mark.text_line))
+
+
+def _flags(flags: Part) -> dict[str, Part]:
+    """Of kubelet's command line, which wins over its configuration."""
+    pairs = ((flag, *flag.text.partition("=")[::2]) for flag in flags.each())
+    return {_FLAGS[name]: replace(flag, raw=value) for flag, name, value in pairs if name in _FLAGS}
 
 
 def kubelet_of(part: Part) -> Kubelet:

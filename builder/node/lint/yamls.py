@@ -17,7 +17,7 @@ import yaml
 
 from builder.node.lint.part import Key, Mark, Part, Source
 
-MAX_VALUES = 200_000  # of one file, aliases written out: a bomb of ten lines has 10^9
+MAX_VALUES = 200_000  # that the aliases of one file stand for: those of a bomb of ten lines stand for 10^9
 MAX_DEPTH = 200
 MAX_COLUMN = 1000  # where a line's content begins; block nesting needs a column for each level or two
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -37,7 +37,7 @@ class Unreadable(Exception):
 def read(text: str, path: Path, *, first_line: int = 1) -> tuple[list[Part], list[Unreadable]]:
     """The documents in `text`, and the keys in it that occur twice. first_line: that of the text in its file.
 
-    Raises Unreadable for what is not YAML, nests more than MAX_DEPTH or has more than MAX_VALUES values.
+    Raises Unreadable for what is not YAML, nests more than MAX_DEPTH or whose aliases stand for more than MAX_VALUES.
     """
     silenced = comments(text, first_line)
     twice: list[Unreadable] = []
@@ -100,21 +100,23 @@ def _not_yaml(exc: yaml.YAMLError, first_line: int) -> Unreadable:
 
 @dataclass
 class _Reader:
-    """Composed nodes to plain values. count: values so far in the whole file. offset: lines above the text."""
+    """Composed nodes to plain values. count: of values read again, through an alias, in the whole file. offset: lines above."""
 
     count: list[int]
     offset: int
     marks: dict[Key, Mark] = field(default_factory=dict)
     twice: list[Unreadable] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
 
     def value(self, node: yaml.Node | None, key: Key) -> Any:
         if node is None:
             self.marks[key] = Mark(1 + self.offset, 1)
             return None
-        self.count[0] += 1
+        self.count[0] += id(node) in self.seen
+        self.seen.add(id(node))
         line, column = node.start_mark.line + 1 + self.offset, node.start_mark.column + 1
         if self.count[0] > MAX_VALUES:
-            raise Unreadable(f"more than {MAX_VALUES} values, counting each use of an alias", line, column)
+            raise Unreadable(f"aliases that stand for more than {MAX_VALUES} values", line, column)
         if len(key) > MAX_DEPTH:
             raise Unreadable(f"more than {MAX_DEPTH} levels deep", line, column)
         block = isinstance(node, yaml.ScalarNode) and node.style == "|"

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from builder.config.spec import Bake, Hydrate, Volume
+from builder.config.spec import Bake, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, targets
 
@@ -37,6 +35,7 @@ _IDS = {
               "/subscriptions/UUID/resourceGroups/GROUP/providers/Microsoft.Compute/snapshots/NAME"),
 }  # fmt: skip
 _CLOUD = {"bottlerocket": "AWS", "al2023-volume": "AWS", "gke-secondary": "Google Cloud", "azure-data": "Azure"}
+_PLACEHOLDER = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")
 _ARCH = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -111,18 +110,18 @@ class SnapshotRef:
         }
 
 
-def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, target: str = "", snapshot_id: str = SNAPSHOT,
+def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, snapshot_id: str = SNAPSHOT,
                  cluster: str = CLUSTER, kms_key: str = "") -> SnapshotRef:  # fmt: skip
-    """The ref of a volume, given as DataVolume.to_json says it. target: where the volume does not say it.
+    """The ref of a volume, given as DataVolume.to_json says it.
 
     Raises ConfigError: an id that is none or another cloud's, a key that is none, a speed that no volume has.
     """
-    target = targets.target(str(volume.get("target") or target or "bottlerocket")).name
-    check_id(snapshot_id, target)
+    target = targets.target(volume["target"]).name
+    check_asked(settings, target, snapshot_id=snapshot_id, cluster=cluster)
+    _check_name("name", name, r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", "lower case, digits, dots and hyphens")
     if kms_key and not re.fullmatch(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/[A-Za-z0-9/_-]+", kms_key):
         raise ConfigError(f"{kms_key!r} is not the ARN of a KMS key", hint="arn:aws:kms:REGION:ACCOUNT:key/ID")
     if target in AWS:
-        check_speed(settings.volume)
         plan = hydrate.plan(volume["nonzero_bytes"], volume["size"], mode=settings.hydrate.mode,
                             mib_per_s=settings.hydrate.mib_per_s)  # fmt: skip
     else:
@@ -150,10 +149,33 @@ def snapshot_ref(volume: dict[str, Any], settings: Bake, *, name: str, target: s
     )
 
 
+def check_asked(settings: Bake, target: str, *, snapshot_id: str = SNAPSHOT, cluster: str = CLUSTER) -> None:
+    """What can be refused before a disk is baked. Raises ConfigError as snapshot_ref does."""
+    check_id(snapshot_id, target)
+    if not _PLACEHOLDER.fullmatch(cluster):
+        _check_name("cluster", cluster, r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", "letters, digits, underscores and hyphens")
+    if target in AWS:
+        check_speed(settings.volume)
+
+
+def _check_name(what: str, text: str, pattern: str, words: str) -> None:
+    if not re.fullmatch(pattern, text):
+        raise ConfigError(f"{what}: {text!r} is not a name; expected {words}")
+
+
+def object_name(text: str) -> str:
+    """`text` as the name of a Kubernetes object, where nobody gave one: of a file.
+
+    >>> object_name("My disk_2"), object_name("--")
+    ('my-disk-2', 'disk')
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:63].strip("-.") or "disk"
+
+
 def check_id(text: str, target: str) -> None:
     """Raises ConfigError unless `text` is an id of the target's cloud, or a ${PLACEHOLDER}. raw takes any word."""
     cloud = _CLOUD.get(target)
-    if re.fullmatch(r"\$\{[A-Z][A-Z0-9_]*\}", text) or (cloud is None and re.fullmatch(r"\S+", text)):
+    if _PLACEHOLDER.fullmatch(text) or (cloud is None and re.fullmatch(r"\S+", text)):
         return
     pattern, words = _IDS.get(cloud or "", (r"\S+", "a word without spaces"))
     if re.fullmatch(pattern, text):
@@ -200,7 +222,6 @@ def record(ref: SnapshotRef, volume: dict[str, Any]) -> str:
     data = {
         "kind": RECORD,
         "name": ref.name,
-        "target": ref.target,
         "volume": volume,
         "settings": settings,
         "hydration": ref.hydration.to_json(),
@@ -213,7 +234,6 @@ class Record:
     """OUT.img.json, read back. volume: as DataVolume.to_json says it. settings: raw, to be overridden and then checked."""
 
     name: str
-    target: str
     volume: dict[str, Any]
     settings: dict[str, Any]
 
@@ -231,41 +251,18 @@ def read_record(path: Path) -> Record:
     if kind != RECORD:
         raise ConfigError(f"{path}: kind {kind!r}; expected {RECORD!r}", hint=hint)
     try:
-        found = Record(raw["name"], raw["target"], raw["volume"], raw["settings"])
+        found = Record(raw["name"], raw["volume"], raw["settings"])
         _check_volume(found)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(f"{path}: not a whole record: {type(exc).__name__} at {exc}", hint=hint) from exc
     return found
 
 
-def settings_of(raw: dict[str, Any], **changes: Any) -> Bake:
-    """The settings of a record, with those of `changes` that are not None. Raises ConfigError for a value out of range.
-
-    changes: region, os_version, type, iops, throughput, mode, mib_per_s.
-    """
-    merged = {name: value for name, value in changes.items() if value is not None}
-
-    def part(at: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: merged.get(name, at[name]) for name in names if name in merged or at.get(name) is not None}
-
-    try:
-        return Bake(
-            volume=Volume(**part(raw["volume"], ("type", "iops", "throughput"))),
-            hydrate=Hydrate(**part(raw["hydrate"], ("mode", "mib_per_s"))),
-            **part(raw, ("region", "os_version")),
-        )
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise ConfigError(f"{where}: {first['msg']}; found {first['input']!r}") from exc
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise ConfigError(f"settings of the record: {type(exc).__name__} at {exc}") from exc
-
-
 def _check_volume(found: Record) -> None:
     """Raises KeyError or TypeError unless what snapshot_ref reads is there and of its kind."""
     kinds: dict[str, Any] = {
         "path": str,
+        "target": str,
         "filesystem": str,
         "size": int,
         "nonzero_bytes": int,
@@ -280,5 +277,5 @@ def _check_volume(found: Record) -> None:
     for image in found.volume["images"]:
         if not isinstance(image["reference"] + image["digest"], str):
             raise TypeError("volume.images")
-    if not (isinstance(found.name, str) and isinstance(found.target, str) and isinstance(found.settings, dict)):
-        raise TypeError("name, target, settings")
+    if not (isinstance(found.name, str) and isinstance(found.settings, dict)):
+        raise TypeError("name, settings")

@@ -9,80 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError, IntegrityError
-from builder.node import containerd, disk, gpt, volume, workplace
+from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
+from builder.node import volume, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.blocks import BLOCK
 from builder.node.inputs import ImageInput, WeightsInput
-from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS
+from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS
 from builder.node.verify import VerifyPlan, verify
-from builder.transfer.restore import restore
-from builder.transfer.source import FolderSource
 from tests import oci
 from tests.bounds import BOUND_S
-from tests.unit.transfer.build import Model, random_model
+from tests.disks import NAME, RUN, SIZE, opened
+from tests.leftovers import leftovers
+from tests.unit.transfer.build import Model
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
-SIZE = 1 << 30
-RUN = ("/bin/sh", "-c", "id -u; cat /opt/app/data.txt")
-NAME = "registry.example.com/llm/tiny:v1"
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("oci") / "layout"
-    oci.write_layout(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return random_model(files=2, size=700_000, chunk_bytes=100_000)
-
-
-@pytest.fixture(scope="module")
-def weights(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A restored folder."""
-    root = tmp_path_factory.mktemp("weights")
-    restore(model.manifest, FolderSource(model.store(root / "store")), root / "model")
-    return root / "model"
-
-
-@pytest.fixture(scope="module")
-def baked(loop_root: None, layout: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> DataVolume:
-    """One disk for all who only read it, or copy it to damage the copy."""
-    out = tmp_path_factory.mktemp("disk") / "data.img"
-    plan = BakePlan(out, images=(ImageInput(layout),), weights=(WeightsInput(folder=weights),), size=SIZE)
-    return bake(plan)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays(loop_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    yield
-    assert leftovers(tmp_path_factory.getbasetemp()) == []
-
-
-def leftovers(base: Path) -> list[str]:
-    """Loop devices, mounts, processes and folders of disks below `base`; other runs may be at work beside this one."""
-    loops = subprocess.check_output(["losetup", "-n", "-O", "BACK-FILE"], text=True).split("\n")
-    alive = {p for p in workplace.RUN.glob("*/") if f'"{base}' not in _read(p / "record.json")}
-    lines = subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
-    found = [str(p) for p in workplace.mounts_under(workplace.RUN)] + [line for line in lines if f"{workplace.RUN}/" in line]
-    found += [str(p) for p in workplace.RUN.glob("*")]
-    return [line for line in loops if str(base) in line] + [f for f in found if not any(str(p) in f for p in alive)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]
 
 
 def test_the_disk_starts_its_image_by_digest_with_no_pull(baked: DataVolume, model: Model) -> None:
@@ -91,7 +35,7 @@ def test_the_disk_starts_its_image_by_digest_with_no_pull(baked: DataVolume, mod
     (run,) = report.runs
     assert run.output == "10001\nsecond layer\n"  # as the image's user, out of the second layer
     assert run.reference == f"registry.example.com/llm/tiny@{baked.images[0]['digest']}"
-    assert set(report.checks) >= {"partition table", "SELinux labels", "unpacked layers", "weights", "pinned and managed"}
+    assert set(report.checks) >= {"partition table", "SELinux labels", "unpacked layers", "weights", "free space"}
     assert baked.weights.keys() == {model.manifest.digest}
     assert report.free > 0.9
     after = baked.path.stat()
@@ -152,139 +96,6 @@ def test_an_archive_two_images_and_weights_from_a_store(layout: Path, model: Mod
         ("docker.io/acme/other", "other"),
     ]
     assert list(made.weights) == [model.manifest.digest]
-
-
-def test_the_entry_point_gets_the_arguments(tmp_path: Path) -> None:
-    oci.write_layout(tmp_path / "layout", entrypoint=("/bin/cat", "/opt/app/data.txt"))
-    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
-    (run,) = verify(VerifyPlan(made.path, run=("/opt/base/gone",))).runs
-    assert run.output == "second layer\ng"
-    assert run.arguments == ("/bin/cat", "/opt/app/data.txt", "/opt/base/gone")
-    with pytest.raises(ClaimError, match="say what to run with --run"):  # a server would not end
-        verify(VerifyPlan(made.path))
-
-
-def test_an_image_of_ours_that_runs_as_root_breaks_its_claim(tmp_path: Path) -> None:
-    oci.write_layout(tmp_path / "layout", user="0", entrypoint=("/bin/true", "-m", "builder.runtime"))
-    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(tmp_path / "layout"),), size=SIZE))
-    with pytest.raises(ClaimError, match="runs as 0, expected another user than root"):
-        verify(VerifyPlan(made.path))
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Path]:
-    """The file system of the disk, mounted."""
-    part = gpt.read(path).partitions[0]
-    with workplace.workplace(path) as place, disk.attached(path, part) as device, disk.mounted(device, place.mount) as root:
-        yield root
-
-
-def _snapshot(root: Path) -> Path:
-    return root / CONTAINERD / CACHE_TREES[2] / "snapshots"
-
-
-def _remove_layer(root: Path) -> None:
-    shutil.rmtree(_snapshot(root) / "2" / "fs")
-
-
-def _change_file(root: Path) -> None:
-    path = next(_snapshot(root).rglob("data.txt"))
-    body = path.read_bytes()
-    path.write_bytes(b"S" + body[1:])
-    assert path.stat().st_size == len(body)
-
-
-def _change_mode(root: Path) -> None:
-    next(_snapshot(root).rglob("data.txt")).chmod(0o4755)
-
-
-def _remove_label(root: Path) -> None:
-    os.removexattr(next(_snapshot(root).rglob("data.txt")), "security.selinux", follow_symlinks=False)
-
-
-def _flip_weight(root: Path) -> None:
-    path = next((root / MODELS).rglob("part-1.safetensors"))
-    with path.open("r+b") as out:
-        out.seek(123_456)
-        byte = out.read(1)[0]
-        out.seek(123_456)
-        out.write(bytes([byte ^ 1]))
-
-
-def _flip_config(root: Path) -> None:
-    blobs = root / CONTAINERD / CACHE_TREES[0] / "blobs" / "sha256"
-    path = min(blobs.iterdir(), key=lambda p: p.stat().st_size)
-    path.write_bytes(path.read_bytes()[:-1] + b" ")
-
-
-def _fill(root: Path) -> None:
-    free = shutil.disk_usage(root).free
-    with (root / "var" / "junk").open("wb") as out:
-        os.posix_fallocate(out.fileno(), 0, free - (40 << 20))
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (_remove_layer, "unpacked layers: .*snapshots/2/fs is missing"),
-        (_change_file, "unpacked layers: .*snapshots/2/fs is [0-9a-f]{64}, expected"),
-        (_change_mode, "unpacked layers: "),
-        (_remove_label, r"SELinux labels: .*data.txt: not system_u:object_r:cache_t:s0"),
-        (_flip_weight, "weights: sha256:[0-9a-f]{64}: .*part-1.safetensors"),
-        (_flip_config, "content: sha256:[0-9a-f]{64} has sha256"),
-        (_fill, "free space: .* expected 15%"),
-        (lambda root: (root / volume.RECORD).unlink(), "build record: .*bake.json"),
-        (lambda root: (root / CONTAINERD / "junk").mkdir(), "var/lib/containerd/junk: does not belong"),
-    ],
-)
-def test_verify_finds_damage(baked: DataVolume, tmp_path: Path, damage: object, says: str) -> None:
-    path = copy_of(baked.path, tmp_path)
-    with opened(path) as root:
-        damage(root)  # type: ignore[operator]
-    with pytest.raises(ClaimError, match=says) as caught:
-        verify(VerifyPlan(path, run=RUN))
-    assert caught.value.where["findings"]
-
-
-@pytest.mark.parametrize(
-    ("ctr", "says"),
-    [
-        (["images", "label", NAME, "io.cri-containerd.pinned="], "pinned is None, expected 'pinned'"),
-        (["images", "label", NAME, "io.cri-containerd.image="], "image is None, expected 'managed'"),
-        (["images", "rm", NAME], f"{NAME} is absent"),
-        (["images", "rm", "DIGEST"], "@sha256:[0-9a-f]{64} is absent"),
-    ],
-)
-def test_verify_finds_what_kubelet_would_not(baked: DataVolume, tmp_path: Path, ctr: list[str], says: str) -> None:
-    path = copy_of(baked.path, tmp_path)
-    part = gpt.read(path).partitions[0]
-    by_digest = f"{NAME.rsplit(':', 1)[0]}@{baked.images[0]['digest']}"
-    with workplace.workplace(path) as place, disk.attached(path, part) as device, disk.mounted(device, place.mount) as root:
-        with containerd.containerd(root / CONTAINERD, place.folder) as daemon:
-            daemon.ctr(*(by_digest if word == "DIGEST" else word for word in ctr))
-        volume.keep_only_caches(root)
-        volume.label_all(root, BOTTLEROCKET)
-    with pytest.raises(ClaimError, match=says):
-        verify(VerifyPlan(path, run=RUN))
-
-
-def test_verify_finds_a_container_that_fails(baked: DataVolume) -> None:
-    with pytest.raises(ClaimError, match=r"start registry.example.com/llm/tiny:v1: exit status 3"):
-        verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", "exit 3")))
-
-
-def test_a_container_that_hangs_is_ended(baked: DataVolume) -> None:
-    with pytest.raises(ClaimError, match="no answer within 1 s"):
-        verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", "sleep 99"), run_s=1.0))
-
-
-def test_verify_names_a_wrong_partition_label(baked: DataVolume, tmp_path: Path) -> None:
-    path = copy_of(baked.path, tmp_path)
-    table = gpt.read(path)
-    part = table.partitions[0]
-    gpt.write(path, table.disk_guid, gpt.Partition(part.type_guid, part.guid, part.first, part.last, ""))
-    with pytest.raises(ClaimError, match="partition table: label is '', expected 'BOTTLEROCKET-DATA'"):
-        verify(VerifyPlan(path, run=RUN))
 
 
 def test_a_blob_that_differs_from_its_digest_is_not_baked(tmp_path: Path) -> None:
@@ -349,36 +160,6 @@ def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, num
     assert leftovers(tmp_path) == []
 
 
-def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path: Path) -> None:
-    """A container outlives its shim and containerd; the next run finds and ends it, and forgets it in runc's records."""
-    path = copy_of(baked.path, tmp_path)
-    child = subprocess.Popen([sys.executable, "-c", HANGING, str(path)], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + BOUND_S
-    while not (runs := [line for line in _arguments() if line.endswith("sleep 98.7")]):
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert len(runs) == 1
-    child.kill()
-    child.wait(BOUND_S)
-    removed = workplace.sweep()
-    assert f"file {path}.check" in removed
-    assert not [line for line in _arguments() if line.endswith("sleep 98.7")]
-    assert not list(workplace.RUNC_STATE.glob("builder-*"))
-    assert leftovers(tmp_path) == []
-
-
-def _arguments() -> list[str]:
-    return subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
-
-
-HANGING = """
-import sys
-from pathlib import Path
-from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS
-from builder.node.verify import VerifyPlan, verify
-verify(VerifyPlan(Path(sys.argv[1]), run=("/bin/sleep", "98.7")))
-"""
 # A bake that stops after the import, with everything attached.
 SLOW = """
 import sys, time
@@ -395,9 +176,3 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-
-
-def copy_of(path: Path, folder: Path) -> Path:
-    """A sparse copy to damage."""
-    subprocess.run(["cp", "--sparse=always", path, folder / "copy.img"], check=True)
-    return folder / "copy.img"

@@ -27,15 +27,16 @@ def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.Captur
     oci.write_layout(tmp_path / "layout")
     out = tmp_path / "data.img"
     assert code("bake", "disk", out, "--oci", f"acme/llm:v7={tmp_path / 'layout'}", "--size", "1GiB", "--run", ARGS,
-                "--snapshot-id", "snap-0a", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
+                "--snapshot-id", "snap-0a1b2c3d", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
     data = json.loads(capsys.readouterr().out)
     assert data["volume"]["images"][0]["reference"] == "docker.io/acme/llm:v7"
-    assert data["verify"]["runs"][0]["output"] == "10001\nsecond layer\n"
-    suffixes = (".auto.pkrvars.json", ".ec2nodeclass.yaml", ".json", ".user-data.toml")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.img", *(f"data.img{s}" for s in suffixes), "layout"]
+    assert data["verify"]["containerds"][0]["runs"][0]["output"] == "10001\nsecond layer\n"
+    beside = {p.name.removeprefix("data.img") for p in tmp_path.glob("data.img.*")}
+    assert beside >= {".json", ".auto.pkrvars.json", ".ec2nodeclass.yaml", ".nodepool.yaml", ".user-data.toml"}
+    assert {p.name for p in tmp_path.iterdir()} == {"data.img", *(f"data.img{s}" for s in beside), "layout"}
     node = yaml.safe_load((tmp_path / "data.img.ec2nodeclass.yaml").read_text())
     volume = node["spec"]["blockDeviceMappings"][1]["ebs"]
-    assert (volume["snapshotID"], volume["volumeSize"]) == ("snap-0a", "1Gi")
+    assert (volume["snapshotID"], volume["volumeSize"]) == ("snap-0a1b2c3d", "1Gi")
     assert code("bake", "lint", tmp_path / "data.img.ec2nodeclass.yaml", "--disk", out) == 0
 
     capsys.readouterr()
@@ -67,6 +68,6 @@ def test_an_image_of_the_engine_keeps_its_digest(
         assert code("bake", "disk", out, "--image", name, "--size", "1GiB", "--run", ARGS, "--format", "json") == 0
         data = json.loads(capsys.readouterr().out)
         assert data["volume"]["images"][0]["digest"] == digest
-        assert data["verify"]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
+        assert data["verify"]["containerds"][0]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
     finally:
         subprocess.run(["docker", "image", "rm", "--force", name], check=True, capture_output=True)

@@ -45,7 +45,7 @@ def test_lint_fails_on_errors_and_with_strict_on_warnings(tmp_path: Path, capsys
     pod = tmp_path / "pod.yaml"
     pod.write_text("kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: 'a/b:v1'}]}\n")
     assert code("bake", "lint", pod) == 0
-    assert "Pod/p: containers: c: warning: a/b:v1" in capsys.readouterr().out
+    assert "Pod/p: spec.containers[0].image: warning" in capsys.readouterr().out
     assert code("bake", "lint", pod, "--strict", "--format", "json") == 2
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert (finding["rule"], finding["path"]) == ("no-digest", str(pod))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builder.node.lint import Disk, lint
+from builder.node.lint import Disk, lint, open_disk
 from tests.unit.node.test_lint import HERE
 
 DIGEST = "sha256:" + "ab" * 32
@@ -239,3 +239,81 @@ def test_other_families_are_amd64(family: str) -> None:
     from builder.node.lint.rules.pool import architecture
 
     assert architecture(family) == "amd64"
+
+
+def pool(*requirements: dict[str, Any]) -> dict[str, Any]:
+    template = {"spec": {"nodeClassRef": {"name": "gpu"}, "requirements": list(requirements)}}
+    disruption = {"consolidationPolicy": "WhenEmpty", "consolidateAfter": "1h"}
+    return {"apiVersion": "karpenter.sh/v1", "kind": "NodePool", "spec": {"template": template, "disruption": disruption}}
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "expected"),
+    [
+        ("In", ["amd64"], []),
+        ("In", ["arm64"], ["mixed-arch"]),
+        ("In", ["amd64", "arm64"], ["mixed-arch"]),
+        ("NotIn", ["arm64"], []),
+        ("NotIn", ["amd64"], ["mixed-arch"]),
+        ("NotIn", ["s390x"], ["mixed-arch"]),
+        ("Exists", [], ["mixed-arch"]),
+    ],
+)
+def test_every_operator_on_the_architecture(tmp_path: Path, operator: str, values: list[str], expected: list[str]) -> None:
+    body = pool({"key": "kubernetes.io/arch", "operator": operator, "values": values})
+    disk = open_disk(HERE / "disk.img.json")
+    assert [rule for _, rule in found(tmp_path, body, name="a.json", disk=disk)] == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covered"),
+    [
+        ("registry.example.com/llm/llama", True),
+        ("registry.example.com/llm/*", True),
+        ("registry.example.com/*", True),
+        ("registry.example.com/llm", False),
+        ("registry.example.com/llm/llam", False),
+        ("registry.example.com/ll/*", False),
+        ("llama", False),
+    ],
+)
+def test_the_list_of_images_that_are_not_verified(tmp_path: Path, pattern: str, covered: bool) -> None:
+    """Whole path segments: as kubelet's ValidateAllowlistImagesPatterns has it."""
+    body = {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+            "imagePullCredentialsVerificationPolicy": "NeverVerifyAllowlistedImages",
+            "preloadedImagesVerificationAllowlist": [pattern]}  # fmt: skip
+    disk = open_disk(HERE / "disk.img.json")
+    assert [rule for _, rule in found(tmp_path, body, disk=disk)] == ([] if covered else ["credential-recheck"])
+
+
+def test_flags_of_kubelet_win_over_its_configuration(tmp_path: Path) -> None:
+    text = """apiVersion: node.eks.aws/v1alpha1
+kind: NodeConfig
+spec:
+  kubelet:
+    config: {imageGCHighThresholdPercent: 90, imageGCLowThresholdPercent: 80}
+    flags:
+      - --node-labels=a=b
+      - --image-gc-high-threshold=70
+"""
+    assert found(tmp_path, text) == [(8, "gc-thresholds")]
+    assert found(tmp_path, text.replace("=70", "=95")) == []
+
+
+@pytest.mark.parametrize("text", ["containerd:\n    config: '[a'", "containerd:\n    config: |\n      [a\n"])
+def test_containerds_configuration_that_is_no_toml(tmp_path: Path, text: str) -> None:
+    body = f"apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec:\n  {text}"
+    assert found(tmp_path, body) == [(6 if "|" in text else 5, "unreadable")]
+
+
+def test_two_classes_of_one_name_are_baked_if_one_is(tmp_path: Path) -> None:
+    """Overlays of several clusters in one folder."""
+    sound = (HERE / "good" / "raid0.yaml").read_text()
+    mixed = (HERE / "bad" / "mixed-arch.yaml").read_text()
+    assert rules(tmp_path, mixed + "---\n" + sound) == ["mixed-arch"]
+    assert rules(tmp_path, sound + "---\n" + mixed) == ["mixed-arch"]
+
+
+def test_a_schema_is_no_pod(tmp_path: Path) -> None:
+    schema = {"default": {"containers": [ALWAYS]}}
+    assert rules(tmp_path, {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": schema}) == []

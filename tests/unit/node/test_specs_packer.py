@@ -16,6 +16,7 @@ import pytest
 from builder import process, resources
 from builder.config.spec import Bake, Volume
 from builder.node.specs import packer
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 from tests.servers import ec2
 from tests.specs import made
@@ -107,8 +108,8 @@ def test_the_written_disk_is_the_one_captured_on_google_cloud() -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_packer_validates_the_part_that_it_knows(name: str, tmp_path: Path) -> None:
     template, values = laid_out(name, tmp_path, packer.packer_1_6((FOLDER / f"{name}.pkr.hcl").read_text()))
-    process.run(["packer", "validate", "-var-file", values, template], timeout_s=300)
-    process.run(["packer", "fmt", "-check", FOLDER / f"{name}.pkr.hcl"], timeout_s=300)
+    process.run(["packer", "validate", "-var-file", values, template], timeout_s=BOUND_S)
+    process.run(["packer", "fmt", "-check", FOLDER / f"{name}.pkr.hcl"], timeout_s=BOUND_S)
 
 
 @pytest.mark.usefixtures("packer_1_6")
@@ -117,11 +118,11 @@ def test_packer_refuses_a_broken_template(name: str, tmp_path: Path) -> None:
     text = packer.packer_1_6((FOLDER / f"{name}.pkr.hcl").read_text())
     broken = re.sub(r"(?m)^(source .*\{)$", r"\1\n  no_such_argument = 1", text)
     template, values = laid_out(name, tmp_path, broken)
-    done = process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=300)
+    done = process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=BOUND_S)
     assert done.returncode
     template, values = laid_out(name, tmp_path, text)
     values.write_text(values.read_text().replace('"name"', '"nmae"'))
-    assert process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=300).returncode
+    assert process.run(["packer", "validate", "-var-file", values, template], check=False, timeout_s=BOUND_S).returncode
 
 
 def test_only_the_marked_lines_are_left_out() -> None:
@@ -167,7 +168,7 @@ def test_packer_builds_against_an_ec2_api(name: str, url: str, tmp_path: Path) -
     client = boto3.client("ec2", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")
     before = {v["VolumeId"] for v in client.describe_volumes()["Volumes"]}
     template, values = laid_out(name, tmp_path, emulated((FOLDER / f"{name}.pkr.hcl").read_text(), url))
-    process.run(["packer", "build", "-color=false", "-var-file", values, template], timeout_s=600)
+    process.run(["packer", "build", "-color=false", "-var-file", values, template], timeout_s=BOUND_S)
     volumes = [v for v in client.describe_volumes()["Volumes"] if v["VolumeId"] not in before]
     (data,) = [v for v in volumes if v["Size"] == 120]
     assert data["VolumeType"] == "gp3"  # moto forgets the rest of what RunInstances says

@@ -12,8 +12,9 @@ import pytest
 
 from builder import process, resources
 from builder.node.specs import gke, user_data
+from tests.bounds import BOUND_S
 from tests.conftest import missing
-from tests.specs import IDS, TARGETS, made, ref
+from tests.specs import IDS, TARGETS, hot_texts, made, ref
 
 LABELLED = ("al2023-volume", "azure-data", "raw")
 
@@ -24,7 +25,7 @@ LABELLED = ("al2023-volume", "azure-data", "raw")
 def verify(folder: Path, unit: str) -> str:
     """What systemd says against the unit, with nothing but `folder` and the machine's own units around it. "" is good."""
     done = subprocess.run(
-        ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=120, check=False,
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=BOUND_S, check=False,
         env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "SYSTEMD_UNIT_PATH": f"{folder}:", "HOME": "/"},
     )  # fmt: skip
     return done.stdout + done.stderr if done.returncode or done.stderr else ""
@@ -36,12 +37,12 @@ def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     if process.which("systemd-analyze") is None:
         missing("root", "systemd-analyze is not installed")
     script = tmp_path / "setup.sh"
-    script.write_text(made(request.param, hot="[Service]\nType=oneshot\nExecStart=/bin/true\n")[".setup.sh"])
+    script.write_text(made(request.param, hot=hot_texts(request.param))[".setup.sh"])
     root = tmp_path / "root"
     for unit in ("containerd", "kubelet"):
         (root / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
         (root / f"etc/systemd/system/{unit}.service").write_text("[Service]\nExecStart=/bin/true\n")
-    process.run(["sh", script], env={"PATH": "/usr/bin:/bin", "ROOT": str(root), "START": "no"}, timeout_s=120)
+    process.run(["sh", script], env={"PATH": "/usr/bin:/bin", "ROOT": str(root), "START": "no"}, timeout_s=BOUND_S)
     return root / "etc/systemd/system"
 
 
@@ -98,10 +99,10 @@ SCRIPTS = list(scripts())
 def test_shells_and_shellcheck_take_the_scripts(name: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
     path.write_text(text)
-    process.run(["sh", "-n", path], timeout_s=60)
+    process.run(["sh", "-n", path], timeout_s=BOUND_S)
     if process.which("shellcheck") is None:
         missing("shellcheck", "shellcheck is not installed (scripts/system)")
-    process.run(["shellcheck", path], timeout_s=120)
+    process.run(["shellcheck", path], timeout_s=BOUND_S)
 
 
 def test_shellcheck_refuses_a_broken_script(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_shellcheck_refuses_a_broken_script(tmp_path: Path) -> None:
         missing("shellcheck", "shellcheck is not installed (scripts/system)")
     path = tmp_path / "script.sh"
     path.write_text(made("gke-secondary")[".gke.sh"].replace('--project="$PROJECT"', "--project=$PROJECTS"))
-    assert process.run(["shellcheck", path], check=False, timeout_s=120).returncode
+    assert process.run(["shellcheck", path], check=False, timeout_s=BOUND_S).returncode
 
 
 FAKE = """#!/bin/sh
@@ -135,7 +136,7 @@ def play(tmp_path: Path, script: str, **environ: str) -> tuple[subprocess.Comple
     path.write_text(script)
     calls.write_text("")
     env = {"PATH": f"{programs}:/usr/bin:/bin", "CALLS": str(calls), **environ}
-    done = subprocess.run(["sh", path], env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["sh", path], env=env, capture_output=True, text=True, timeout=BOUND_S, check=False)
     return done, [line.split("\t") for line in calls.read_text().splitlines()]
 
 

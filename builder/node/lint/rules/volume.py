@@ -110,7 +110,7 @@ def _device_name(facts: Facts) -> Iterator[Hit]:
 
 def _ami_latest(facts: Facts) -> Iterator[Hit]:
     for machine in facts.machines:
-        for image in machine.images:
+        for image in machine.images if machine.seeded else ():
             if image.text.endswith("@latest") or re.search(r"/(latest|recommended)/", image.text):
                 yield Hit(image, f"{image.text}: nodes get another containerd and kubelet the day one is released")
 
@@ -175,8 +175,8 @@ RULES = (
     ),
     Rule(
         "kms", "warning", "encryption stated beside a snapshot",
-        "The volume has the encryption of its snapshot: a launch template that states one is refused, and with another key "
-        "every launch needs grants on both.",
+        "The volume has the encryption of its snapshot, and EC2's reference allows no value beside one; with another key every "
+        "launch needs grants on both.",
         "Encrypt the snapshot (copy it with the key), and state nothing here.",
         "EC2 API reference, LaunchTemplateEbsBlockDeviceRequest, Encrypted; Karpenter's EC2NodeClass CRD",
         _kms, ("encrypted",),

@@ -1,0 +1,1 @@
+"""What `builder.node.verify` checks, one concern a file; each audit adds its findings, and none hides another."""
