@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-TOPICS = ("weights", "image")
+TOPICS = ("weights", "image", "bake")
 
 
 def main() -> int:

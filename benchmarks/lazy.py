@@ -1,9 +1,8 @@
 """A disk whose blocks take time when they are first touched, as those of a volume made from a snapshot do.
 
 `python -m benchmarks.lazy DISK FOLDER --first-ms 100 --at-once 64` shows DISK as FOLDER/disk until FOLDER is unmounted, by
-the kernel's own FUSE protocol. The first read or write of a block of 512 KiB sleeps; at most --at-once blocks sleep at the
-same time; later ones cost nothing. Blocks of zeros are free from the start, as they are not in a snapshot. Writes go to the
-file.
+the kernel's own FUSE protocol. The first read or write of a block of 512 KiB sleeps, at most --at-once blocks at the same time;
+later ones cost nothing. Blocks of zeros are free from the start, as they are not in a snapshot. Writes go to the file.
 
 This models a volume; it is none. 100 ms: users see about 5 MiB/s on first touch (bottlerocket-images-cache issue 13), which is
 ten blocks a second, one after the other. 64: AWS caps a provisioned rate at 300 MiB/s (EBS user guide, "Initialize Amazon EBS

@@ -2,7 +2,7 @@
 
     DISK.hot.sh         POSIX sh and dd; holds the list
     DISK.hot.toml       Bottlerocket: a bootstrap container that runs it before kubelet starts, never essential
-    DISK.hot.service    other nodes: a unit that runs it beside the boot
+    DISK.hot.service    other nodes: a unit that runs it beside the boot; the program is in it
 
 It reads the raw device with O_DIRECT, many blocks at a time: a volume made from a snapshot loads a block when it is first
 read, and page cache of the device would be of no use to the file system on it. When it has read the list it ends: the rest
@@ -31,15 +31,15 @@ LIMIT_S = 60
 LIST_BYTES = 8 << 10  # of the list; with the script, in base64, 13 of the 16 KiB that EC2 allows, the rest for settings
 USER_DATA_BYTES = 16 << 10
 IMAGE = "${HOT_READER_IMAGE}"
-SCRIPT = "/etc/builder/hot-read.sh"
 _LONG = 8  # blocks read by one dd where there are many
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """script: the text. count: blocks that it reads. ordered: in order of first use. extra: only to keep the list short."""
+    """script: the text. blocks: its list. count: blocks that it reads. ordered: in order of first use. extra: only to keep the list short."""
 
     script: str
+    blocks: str
     count: int
     ordered: bool
     extra: int
@@ -60,11 +60,12 @@ def reader(
     pieces, ordered = short([index - first for index in hot.blocks], parallel, list_bytes)
     count = sum(length for _, length in pieces)
     devices = _devices(hot.target)
+    text = listed(pieces)
     script = render.text(
-        "node/hot-read.sh.j2", disk=disk, count=count, ordered=ordered and hot.ordered, limit_s=limit_s, blocks=listed(pieces),
+        "node/hot-read.sh.j2", disk=disk, count=count, ordered=ordered and hot.ordered, limit_s=limit_s, blocks=f"'{text}'",
         parallel=max(1, min(parallel, len(pieces))), devices=devices,
     )  # fmt: skip
-    return Reader(script, count, ordered and hot.ordered, count - len(hot.blocks))
+    return Reader(script, text, count, ordered and hot.ordered, count - len(hot.blocks))
 
 
 def files(hot: HotList, disk: str, *, image: str = IMAGE) -> dict[str, str]:
@@ -73,7 +74,7 @@ def files(hot: HotList, disk: str, *, image: str = IMAGE) -> dict[str, str]:
     if hot.target == "bottlerocket":
         made[".hot.toml"] = bootstrap_container(hot, disk, image=image)
     else:
-        made[".hot.service"] = unit(disk)
+        made[".hot.service"] = unit(hot, disk)
     return made
 
 
@@ -83,11 +84,16 @@ def bootstrap_container(hot: HotList, disk: str, *, image: str = IMAGE) -> str:
     return need_room(render.text("node/hot.toml.j2", disk=disk, limit_s=LIMIT_S, image=image, user_data=packed))
 
 
-def unit(disk: str) -> str:
-    """A systemd unit that runs SCRIPT on the volume as soon as its device is there."""
+def unit(hot: HotList, disk: str) -> str:
+    """A systemd unit that reads the list as soon as the volume's device is there. One file: the program is in it, in base64."""
+    made = reader(hot, disk)
+    program = made.script.replace(f"blocks='{made.blocks}'", "blocks=$BLOCKS")
     escaped = FS_LABEL.replace("-", "\\x2d")
     device = f"dev-disk-by\\x2dlabel-{escaped}.device"
-    return render.text("node/hot.service.j2", disk=disk, unit=device, script=SCRIPT, device=f"/dev/disk/by-label/{FS_LABEL}")
+    return render.text(
+        "node/hot.service.j2", disk=disk, unit=device, script=base64.b64encode(program.encode()).decode(), blocks=made.blocks,
+        device=f"/dev/disk/by-label/{FS_LABEL}",
+    )  # fmt: skip
 
 
 def need_room(user_data: str) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import lazy, node
 from builder.cli.group import run as cli
 from builder.errors import BuilderError, ConfigError
-from builder.node import disk, workplace
+from builder.node import blocks, disk, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.blocks import BLOCK
 from builder.node.hot import extents, reader, start, trace
@@ -227,3 +228,29 @@ def test_without_root_it_says_so() -> None:
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "builder bake hot needs root" in done.stderr
+
+
+def test_the_benchmark_s_lazy_disk_holds_the_same_bytes_and_takes_writes(baked: DataVolume, tmp_path: Path) -> None:
+    copy = node.fresh_copy(baked.path, tmp_path / "copy.img")
+    with node.lazily(copy, tmp_path / "lazy", first_ms=1, at_once=8) as device:
+        part = start.extent(baked.path)
+        same = ["cmp", f"--ignore-initial={part.offset}:0", f"--bytes={32 << 20}", baked.path, device]
+        subprocess.run(same, check=True)
+        assert node.start_on(copy, RUN, device=device).run > 0
+    done = subprocess.run(["cmp", baked.path, copy], check=False, capture_output=True)
+    assert done.returncode == 1  # the container's start was written through
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.img"]
+
+
+def test_a_block_of_the_lazy_disk_waits_once(baked: DataVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(lazy.time, "sleep", waits.append)
+    shown = lazy.LazyDisk(baked.path, 0.1, 4)
+    held = blocks.scan(baked.path).blocks
+    first = next(index for index in held if index + 1 in held)
+    body = shown.read(first * BLOCK + 100, BLOCK)
+    assert shown.read(first * BLOCK + 100, BLOCK) == body
+    assert waits == [0.1, 0.1]
+    empty = (baked.size // BLOCK) // 3
+    assert shown.read(empty * BLOCK, 10) == bytes(10)  # zeros are not in a snapshot
+    assert waits == [0.1, 0.1]
