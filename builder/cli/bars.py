@@ -91,8 +91,8 @@ class Lines:
         now = self._clock()
         if now - t.told >= EVERY_S:
             t.told = now
-            of = f"{_amount(t.done, t.unit)} of {_amount(t.total, t.unit)}" if t.total else t.noted or _amount(t.done, t.unit)
-            self._tell(f"{t.title}: {of}")
+            of = f"{_amount(t.done, t.unit)} of {_amount(t.total, t.unit)}" if t.total else ""
+            self._tell(f"{t.title}: {', '.join(filter(None, (of, t.noted))) or _amount(t.done, t.unit)}")
 
 
 class Bars:

@@ -15,14 +15,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
-from builder.node.cri_config import alone, cri_config
+from builder.node.cri_config import alone, for_pods
 from builder.node.layout import Descriptor, Layout, OciImage
 from builder.node.programs import Programs, find
 from builder.node.stream import stream
@@ -193,9 +193,6 @@ class Containerd:
 
     def _expect(self, image: OciImage) -> None:
         found = {row.reference: row.digest for row in self.images()}
-        if image.by_digest not in found and image.reference in found:
-            self.ctr("images", "tag", image.reference, image.by_digest)  # ctr 2.x heeds --digests for unnamed images only
-            found = {row.reference: row.digest for row in self.images()}
         for reference in (image.reference, image.by_digest):
             if found.get(reference) != image.target.digest:
                 raise BuilderError(f"import: {reference} is {found.get(reference, 'absent')}, expected {image.target.digest}",
@@ -203,24 +200,26 @@ class Containerd:
 
 
 @contextmanager
-def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | None = None) -> Iterator[Containerd]:
+def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: str = "",
+               programs: Programs | None = None) -> Iterator[Containerd]:  # fmt: skip
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
-    cri: name of the image of a pod's first process. With it the CRI plugin runs, takes stock of the images as it does on
-    a node, and starts pods; containerd and all that it starts then have no network but a loopback of their own.
+    cri: with the CRI plugin, which then takes stock of the images as it does on a node. sandbox_image: of a pod's first
+    process; with it the plugin also starts pods, and containerd and all that it starts have no network but an own loopback.
     programs: None finds them.
     """
     found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
-    file.write_text(config(root, folder / "state", socket, cri=bool(cri)) + (cri_config(cri, folder) if cri else ""))
+    pods = for_pods(sandbox_image, folder) if sandbox_image else []
+    file.write_text(config(root, folder / "state", socket, cri=cri or bool(pods), pods=pods))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
         *found.with_path(),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
-        *(alone() if cri else []),
+        *(alone() if sandbox_image else []),
         found.containerd,
         "--config",
         file,
@@ -241,8 +240,11 @@ def containerd(root: Path, folder: Path, *, cri: str = "", programs: Programs | 
             child.wait()
 
 
-def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
-    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML."""
+def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[str] = ()) -> str:
+    """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML.
+
+    pods: more lines for the CRI plugin.
+    """
     disabled = list(_UNUSED) + ([] if cri else list(_CRI))
     lines = [
         "version = 2",
@@ -252,6 +254,13 @@ def config(root: Path, state: Path, socket: Path, *, cri: bool) -> str:
         "[grpc]",
         f"address = {json.dumps(str(socket))}",
     ]
+    if cri:
+        lines += [
+            '[plugins."io.containerd.grpc.v1.cri"]',
+            'stream_server_port = "0"',
+            "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
+            *pods,
+        ]
     return "\n".join(lines) + "\n"
 
 

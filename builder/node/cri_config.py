@@ -13,20 +13,16 @@ from pathlib import Path
 from builder import process
 
 
-def cri_config(sandbox_image: str, folder: Path) -> str:
-    """The plugin's part of containerd's configuration, version 2; 2.x moves what it has renamed since.
+def for_pods(sandbox_image: str, folder: Path) -> list[str]:
+    """More lines for the plugin's table of the configuration, version 2; 2.x moves what it has renamed since.
 
     Source: containerd docs/cri/config.md of 1.6, 1.7 and 2.1.
     """
-    lines = [
-        '[plugins."io.containerd.grpc.v1.cri"]',
+    return [
         f"sandbox_image = {json.dumps(sandbox_image)}",
-        'stream_server_port = "0"',
-        "restrict_oom_score_adj = true",  # containers here may lack CAP_SYS_RESOURCE
         '[plugins."io.containerd.grpc.v1.cri".cni]',
         f"conf_dir = {json.dumps(str(folder / 'cni'))}",  # the plugin makes the folder; the machine's own is not touched
     ]
-    return "\n".join(lines) + "\n"
 
 
 def alone() -> list[str | Path]:

@@ -15,7 +15,19 @@ from typing import Any
 from builder import process
 from builder.errors import BuilderError, ConfigError
 from builder.node import containerd, disk, layout, programs, targets, workplace
-from builder.node.proof import cri, files, kubelet, layers, pause, references, start, table
+from builder.node.proof import (
+    cri,
+    exports,
+    files,
+    kubelet,
+    layers,
+    pause,
+    references,
+    secondary,
+    start,
+    table,
+    virtual,
+)
 from builder.node.proof.report import RUN_S, ContainerRun, Notes, Opened, VerifyDisk, VerifyPlan, claim
 from builder.node.targets import CONTAINERD, Extent, Target
 from builder.progress import NoProgress, Progress, step
@@ -31,23 +43,23 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
     if not plan.disk.is_file():
         raise ConfigError(f"{plan.disk}: no such file")
     disk.need_root("builder bake verify")
-    cri.need_client()
-    versions = plan.programs or (programs.find(),)
     begun, notes, shown = time.monotonic(), Notes(), progress or NoProgress()
     with workplace.terminable():
         workplace.sweep()
         extent = table.locate(plan.disk, notes)
         if extent is None:
             raise claim(plan.disk, notes)
-        opened: list[Opened] = []
-        for number, version in enumerate(versions):
+        with _copy(plan, extent, notes, shown) as place:
+            record, target, free = _audit(plan, extent, place.mount, notes, shown)
+            versions = plan.programs or (programs.find(),) if target.containerd_root else ()
+            opened = [_open(plan, one, place, record, notes, shown) for one in versions[:1]]
+        for one in versions[1:]:
             with _copy(plan, extent, notes, shown) as place:
-                if number == 0:
-                    record, target, free = _audit(plan, extent, place.mount, notes, shown)
-                opened.append(_open(plan, version, place, record, notes, shown))
+                opened.append(_open(plan, one, place, record, notes, shown))
+        booted = virtual.boot(plan, target, record, notes, shown) if plan.vm else None
     if notes.findings:
         raise claim(plan.disk, notes)
-    return VerifyDisk(plan.disk, target.name, notes.checks, tuple(opened), free, time.monotonic() - begun)
+    return VerifyDisk(plan.disk, target.name, notes.checks, tuple(opened), free, time.monotonic() - begun, booted)
 
 
 @contextmanager
@@ -76,17 +88,23 @@ def _audit(plan: VerifyPlan, extent: Extent, root: Path, notes: Notes,
     target = _target(plan, record, extent)
     table.audit(plan.disk, extent, target, notes)
     with step(progress, "bake: labels, blobs, layers, weights"):
-        files.audit_strays(root, notes)
-        files.audit_labels(root, target, notes)
-        files.audit_blobs(root, record, notes)
         layers.audit(root, record, notes)
-        files.audit_weights(root, record, notes)
-    return record, target, files.audit_space(root, notes)
+        if target.containerd_root:
+            files.audit_strays(root, notes)
+            files.audit_labels(root, target, notes)
+            files.audit_blobs(root, record, notes)
+            files.audit_weights(root, record, notes)
+            files.audit_compiled(root, record, notes)
+        else:
+            secondary.audit(root, record, notes)
+        exports.audit(plan.disk, target, notes)
+    return record, target, files.audit_space(root, target, notes)
 
 
 def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workplace, record: dict[str, Any], notes: Notes,
           progress: Progress) -> Opened:  # fmt: skip
     """What this containerd finds on the copy, and a container of every image that it finds."""
+    cri.need_client()
     begun, images, caches = time.monotonic(), record.get("images", []), place.mount / CONTAINERD
     own, runs = notes.of(f"containerd {version.version}: "), list[ContainerRun]()
     order = start.Order(place.mount, place.folder / "logs", plan.run, plan.run_s)
@@ -98,7 +116,7 @@ def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workpla
                 pause.add(daemon, place.folder / "pause")
         if whole:
             with (
-                containerd.containerd(caches, place.folder, cri=pause.NAME, programs=version) as daemon,
+                containerd.containerd(caches, place.folder, sandbox_image=pause.NAME, programs=version) as daemon,
                 cri.connected(daemon.socket) as client,
             ):
                 for image in whole:

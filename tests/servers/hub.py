@@ -123,7 +123,7 @@ class HubServer:
         plan: Plan | None = None,
         access: Access | None = None,
         cdn: bool = True,
-        stall_s: float = 30.0,
+        stall_s: float = BOUND_S,
         retry_after_s: int = 0,
     ) -> None:
         self.plan: Plan = plan or (lambda key, asked: "")

@@ -52,7 +52,7 @@ class ObjectServer:
     """
 
     def __init__(
-        self, folder: Path, *, plan: Plan | None = None, stall_s: float = 30.0, retry_after_s: int = 0, delay_s: float = 0.0
+        self, folder: Path, *, plan: Plan | None = None, stall_s: float = BOUND_S, retry_after_s: int = 0, delay_s: float = 0.0
     ) -> None:
         self.folder = folder
         self.plan: Plan = plan or (lambda key, asked: "")

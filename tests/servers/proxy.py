@@ -122,7 +122,7 @@ class FaultProxy:
         plan: Plan | None = None,
         digests: bool = False,
         clock_off: timedelta = timedelta(0),
-        stall_s: float = 30.0,
+        stall_s: float = BOUND_S,
         delay_s: float = 0.0,
     ) -> None:
         self.upstream = urlsplit(endpoint_url).netloc

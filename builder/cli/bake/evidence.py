@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,38 +11,92 @@ from builder.cli.common import Session
 
 if TYPE_CHECKING:
     from builder.node.verify import Opened, VerifyDisk
+    from builder.node.vm.plan import VmBoot
 
 
-def verified(session: Session, path: Path, run: str | None, *, target: str = "", containerds: tuple[Path, ...] = (),
-             run_s: float | None = None) -> VerifyDisk:  # fmt: skip
+SHORT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the command line says of the proof. run: arguments in one text. containerds: executables or their folders."""
+
+    run: str | None = None
+    run_s: float | None = None
+    target: str = ""
+    containerds: tuple[Path, ...] = ()
+    vm: bool = False
+    kernel: Path | None = None
+    selinux: bool = False
+    console: Path | None = None
+
+
+def ready() -> None:
+    """Raises CapabilityError where a proof would lack its client: known before a bake, not after it."""
+    from builder.node.proof.cri import need_client
+
+    need_client()
+
+
+def verified(session: Session, path: Path, ask: Ask) -> VerifyDisk:
     """The report. Raises ClaimError with every finding."""
     from builder import pipeline
     from builder.node.programs import find
     from builder.node.verify import RUN_S, VerifyPlan
 
-    arguments = tuple(shlex.split(run)) if run is not None else None
-    versions = tuple(find(one) for one in containerds)
-    plan = VerifyPlan(path, run=arguments, run_s=run_s or RUN_S, target=target, programs=versions)
+    plan = VerifyPlan(
+        path,
+        run=tuple(shlex.split(ask.run)) if ask.run is not None else None,
+        run_s=ask.run_s or RUN_S,
+        target=ask.target,
+        programs=tuple(find(one) for one in ask.containerds),
+        vm=ask.vm,
+        kernel=ask.kernel,
+        selinux=ask.selinux,
+        console=ask.console,
+    )
     return pipeline.prove_volume(plan, progress=session.progress)
 
 
 def evidence(report: VerifyDisk) -> str:
-    """For people: what was checked and what was seen, the disk first, then every containerd."""
+    """For people: what was checked and what was seen, the disk first, then every containerd, then the virtual machine."""
     from builder.units import format_seconds
 
-    head = f"{report.path}: sound as {report.target}, checked in {format_seconds(report.seconds)}"
-    return "\n".join([head, *_rows(report.checks), *(line for one in report.opened for line in _version(one))])
+    lines = [f"{report.path}: sound as {report.target}, checked in {format_seconds(report.seconds)}", *_rows(report.checks)]
+    for one in report.opened:
+        lines += _version(one)
+    return "\n".join([*lines, *(_machine(report.booted) if report.booted else [])])
 
 
 def _version(one: Opened) -> list[str]:
     from builder.units import format_seconds
 
-    lines = [f"containerd {one.version}, in {format_seconds(one.seconds)}", *_rows(one.checks)]
-    for run in one.runs:
-        lines.append(f"  ran {shlex.join(run.arguments)} as {run.user} in {format_seconds(run.seconds)}")
-    return lines
+    runs = [_ran(run.arguments, run.user, run.seconds, run.output) for run in one.runs]
+    return [f"containerd {one.version}, in {format_seconds(one.seconds)}", *_rows(one.checks), *runs]
+
+
+def _machine(booted: VmBoot) -> list[str]:
+    from builder.units import format_seconds
+
+    steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in booted.seconds.items())
+    lines = [f"virtual machine, Linux {booted.kernel}: {steps}"]
+    lines += [f"  ok  {name}: {text}" for name, text in booted.selinux.items()]
+    return lines + [_ran(run.argv, run.user, run.seconds, run.output) for run in booted.runs]
+
+
+def _ran(argv: tuple[str, ...], user: str, seconds: float, output: str) -> str:
+    """One run, and the last line of what it said."""
+    from builder.errors import printable
+    from builder.units import format_seconds
+
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
+    shown = f"\n      {printable(last[:100])}" if last else ""
+    return f"  {shlex.join(argv)} as {user} in {format_seconds(seconds)}{shown}"
 
 
 def _rows(checks: dict[str, str]) -> list[str]:
-    width = max((len(name) for name in checks if len(name) <= 20), default=0)
-    return [f"  ok  {name.ljust(width)}  {text}" for name, text in checks.items()]
+    """Short names as a column; a name that holds an image's reference has a line of its own."""
+    short = [len(name) for name in checks if len(name) <= SHORT]
+    width = max(short, default=0)
+    parts = {name: f"{name.ljust(width)}  " if len(name) <= SHORT else f"{name}\n      " for name in checks}
+    return [f"  ok  {parts[name]}{text}" for name, text in checks.items()]

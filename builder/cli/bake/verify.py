@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from builder.cli.bake.evidence import evidence, verified
+from builder.cli.bake.evidence import Ask, evidence, verified
 from builder.cli.common import Session, options
 from builder.errors import ConfigError
 from builder.node.targets import TARGETS
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("verify")
@@ -21,14 +23,26 @@ from builder.node.targets import TARGETS
               help="What the disk should be for. Default: as its build record says.")  # fmt: skip
 @click.option("--containerd", "containerds", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
               help="A containerd that must start the images, or its folder. Repeatable. Default: this machine's.")  # fmt: skip
+@click.option("--vm", is_flag=True, help="Also boot the disk in a virtual machine, which finds it as a node would (QEMU).")
+@click.option(
+    "--kernel", type=FILE, default=None, metavar="FILE", help="Kernel of the virtual machine. Default: the newest here."
+)
+@click.option(
+    "--selinux", is_flag=True, help="The virtual machine enforces a policy with the rules that matter on Bottlerocket."
+)
+@click.option("--console", type=FILE, default=None, metavar="FILE", help="Keep what the virtual machine said.")
 def command(session: Session, image: Path, run: str | None, timeout: str | None, target: str | None,
-            containerds: tuple[Path, ...]) -> None:  # fmt: skip
+            containerds: tuple[Path, ...], vm: bool, kernel: Path | None, selinux: bool,
+            console: Path | None) -> None:  # fmt: skip
     """Prove that a copy of DISK starts its images with no pull; exit 7 with every finding if not.
 
     The images are asked for, and started, as kubelet does it: through the interface of a second containerd, which has no
     network. DISK itself is only read.
     """
-    report = verified(session, image, run, target=target or "", containerds=containerds, run_s=_seconds(timeout))
+    if (kernel or selinux or console) and not vm:
+        raise ConfigError("--kernel, --selinux and --console are of the virtual machine", hint="add --vm")
+    ask = Ask(run, _seconds(timeout), target or "", containerds, vm, kernel, selinux, console)
+    report = verified(session, image, ask)
     session.show(report.to_json(), evidence(report))
 
 

@@ -20,7 +20,6 @@ from builder.node import blocks, containerd, disk, gpt, layout, volume, workplac
 from builder.node.hot import touched, trace
 from builder.node.hot.hotlist import RESIDENT, TRACED, HotFile, HotList, in_order
 from builder.node.programs import Programs, find
-from builder.node.proof import pause
 from builder.node.targets import CONTAINERD, MODELS, Extent, WholeDisk
 from builder.progress import NoProgress, Progress, step
 
@@ -144,7 +143,7 @@ def _chosen(record: dict[str, Any], plan: HotPlan) -> list[dict[str, Any]]:
 
 def _start_all(images: list[dict[str, Any]], plan: HotPlan, place: workplace.Workplace) -> None:
     caches = place.mount / CONTAINERD
-    with containerd.containerd(caches, place.folder, cri=pause.NAME, programs=plan.programs or find()) as daemon:
+    with containerd.containerd(caches, place.folder, cri=True, programs=plan.programs or find()) as daemon:
         for image in images:
             _start(daemon, image, plan, place)
 

@@ -24,6 +24,8 @@ def collect(facts: Facts, root: Part) -> None:
         for item in root.at("items").each():
             collect(facts, labelled(item))
         return
+    if kind == "CustomResourceDefinition":
+        return  # a schema, of up to 2 MB, in which `containers` describes and does not ask
     facts.documents.append(root)
     _KINDS.get((kind, api), _other)(facts, root)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from builder import units
 from builder.errors import BuilderError
-from builder.node import volume
+from builder.node import compiled, volume
 from builder.node.proof.report import Notes, first
 from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS, Target
 
@@ -78,7 +78,7 @@ def audit_blobs(root: Path, rec: dict[str, Any], notes: Notes) -> None:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         findings += [] if found == path.name else [f"sha256:{path.name} has sha256 {found}"]
     names = {f"sha256:{path.name}" for path in there}
-    kept = bool(rec.get("keep_blobs"))
+    kept = bool(rec.get("blobs_kept"))
     for image in rec.get("images", []):
         needed = dict.fromkeys([image["digest"], image["manifest"], image["config"]])
         layers = [digest for digest, _ in image["layers"]]
@@ -110,10 +110,18 @@ def audit_weights(root: Path, rec: dict[str, Any], notes: Notes) -> None:
     notes.add("weights", f"{total}, every byte as in its manifest" if expected else "none", findings)
 
 
-def audit_space(root: Path, notes: Notes) -> float:
-    """Free share of the volume."""
+def audit_compiled(root: Path, rec: dict[str, Any], notes: Notes) -> None:
+    """Every byte of every compile cache against its own list."""
+    expected: dict[str, int] = rec.get("compiled", {})
+    findings = compiled.check_compiled(root, rec)
+    total = f"{len(expected)}, {units.format_size(sum(expected.values()))}, every byte as in its list"
+    notes.add("compile caches", total if expected else "none", findings)
+
+
+def audit_space(root: Path, target: Target, notes: Notes) -> float:
+    """Free share of the volume. Nothing is ever written to a disk that holds no containerd root."""
     usage = shutil.disk_usage(root)
     free, total = usage.free / usage.total, units.format_size(usage.total)
-    low = [f"{free:.0%} of {total}, expected {MIN_FREE:.0%}"] if free < MIN_FREE else []
+    low = [f"{free:.0%} of {total}, expected {MIN_FREE:.0%}"] if free < MIN_FREE and target.containerd_root else []
     notes.add("free space", f"{free:.1%} of {total}", low)
     return free

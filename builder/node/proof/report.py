@@ -8,6 +8,7 @@ from typing import Any
 
 from builder.errors import ClaimError
 from builder.node.programs import Programs
+from builder.node.vm.plan import VmBoot
 
 RUN_S = 120.0
 SHOWN = 5
@@ -20,6 +21,7 @@ class VerifyPlan:
     run_s: seconds each container may take. scratch: folder of the copy, default the disk's own.
     target: what the disk is for; "" takes the build record's word. programs: the containerd versions that must each start
     the images, every one on a copy of its own; none means the one of this machine.
+    vm: also boot the disk in a virtual machine; kernel, selinux and console as builder.node.vm.plan has them.
     """
 
     disk: Path
@@ -28,6 +30,10 @@ class VerifyPlan:
     scratch: Path | None = None
     target: str = ""
     programs: tuple[Programs, ...] = ()
+    vm: bool = False
+    kernel: Path | None = None
+    selinux: bool = False
+    console: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Opened:
 class VerifyDisk:
     """What was seen. checks: of the disk and its files, name to one line of evidence. opened: one per containerd version.
 
-    free: share of the volume, 0 to 1.
+    free: share of the volume, 0 to 1. booted: None where no virtual machine was asked for.
     """
 
     path: Path
@@ -85,6 +91,7 @@ class VerifyDisk:
     opened: tuple[Opened, ...]
     free: float
     seconds: float
+    booted: VmBoot | None = None
 
     @property
     def runs(self) -> tuple[ContainerRun, ...]:
@@ -98,6 +105,7 @@ class VerifyDisk:
             "checks": self.checks,
             "containerds": [one.to_json() for one in self.opened],
             "free": round(self.free, 4),
+            "vm": self.booted.to_json() if self.booted else None,
             "seconds": round(self.seconds, 3),
         }
 

@@ -151,7 +151,7 @@ def test_a_container_that_ends_is_not_waited_for(demo_image: Any, folder_store: 
             options=Options(env={"BUILDER_ENGINE": "abacus"}), timeout_s=BOUND_S,
         )  # fmt: skip
     assert "abacus" in caught.value.message
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < BOUND_S
 
 
 def test_weights_that_are_not_there_end_the_start(demo_image: Any, folder_store: Path) -> None:

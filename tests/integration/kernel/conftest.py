@@ -12,6 +12,7 @@ from builder.node.inputs import ImageInput, WeightsInput
 from builder.transfer.restore import restore
 from builder.transfer.source import FolderSource
 from tests import disks, oci
+from tests.leftovers import leftovers
 from tests.unit.transfer.build import Model, random_model
 
 
@@ -46,4 +47,4 @@ def baked(loop_root: None, layout: Path, weights: Path, tmp_path_factory: pytest
 def nothing_stays(loop_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """After the test no loop device, mount, process or folder of its disks is left."""
     yield
-    assert disks.leftovers(tmp_path_factory.getbasetemp()) == []
+    assert leftovers(tmp_path_factory.getbasetemp()) == []

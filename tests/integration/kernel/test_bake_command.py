@@ -30,7 +30,7 @@ def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.Captur
                 "--snapshot-id", "snap-0a1b2c3d", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
     data = json.loads(capsys.readouterr().out)
     assert data["volume"]["images"][0]["reference"] == "docker.io/acme/llm:v7"
-    assert data["verify"]["runs"][0]["output"] == "10001\nsecond layer\n"
+    assert data["verify"]["containerds"][0]["runs"][0]["output"] == "10001\nsecond layer\n"
     beside = {p.name.removeprefix("data.img") for p in tmp_path.glob("data.img.*")}
     assert beside >= {".json", ".auto.pkrvars.json", ".ec2nodeclass.yaml", ".nodepool.yaml", ".user-data.toml"}
     assert {p.name for p in tmp_path.iterdir()} == {"data.img", *(f"data.img{s}" for s in beside), "layout"}
@@ -68,6 +68,6 @@ def test_an_image_of_the_engine_keeps_its_digest(
         assert code("bake", "disk", out, "--image", name, "--size", "1GiB", "--run", ARGS, "--format", "json") == 0
         data = json.loads(capsys.readouterr().out)
         assert data["volume"]["images"][0]["digest"] == digest
-        assert data["verify"]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
+        assert data["verify"]["containerds"][0]["runs"][0]["reference"] == f"registry.example.com/builder-test/bake@{digest}"
     finally:
         subprocess.run(["docker", "image", "rm", "--force", name], check=True, capture_output=True)

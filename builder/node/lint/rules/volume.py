@@ -110,7 +110,7 @@ def _device_name(facts: Facts) -> Iterator[Hit]:
 
 def _ami_latest(facts: Facts) -> Iterator[Hit]:
     for machine in facts.machines:
-        for image in machine.images:
+        for image in machine.images if machine.seeded else ():
             if image.text.endswith("@latest") or re.search(r"/(latest|recommended)/", image.text):
                 yield Hit(image, f"{image.text}: nodes get another containerd and kubelet the day one is released")
 

@@ -1,0 +1,43 @@
+"""Baked by containerd 1.6, 1.7 and 2.x, started by the same three: a node's version need not be the baker's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builder.cli.common import cache_folder
+from builder.node.bake import BakePlan, bake
+from builder.node.inputs import ImageInput
+from builder.node.programs import Programs, find
+from builder.node.verify import VerifyPlan, verify
+from tests.conftest import missing
+from tests.disks import NAME, RUN, SIZE
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_stays")]
+SERIES = ("1.6", "1.7", "2")
+
+
+@pytest.fixture(scope="module")
+def versions() -> tuple[Programs, ...]:
+    """One containerd of each series, the newest that scripts/containerds has unpacked."""
+    home = cache_folder("containerd")
+    found = [sorted(home.glob(f"{series}.*/containerd")) if home else [] for series in SERIES]
+    if not all(found):
+        missing("containerds", f"{home} lacks a containerd of {', '.join(SERIES)} (scripts/containerds)")
+    return tuple(find(paths[-1]) for paths in found)
+
+
+@pytest.mark.parametrize("number", range(len(SERIES)), ids=SERIES)
+def test_what_one_version_bakes_every_version_starts(
+    number: int, versions: tuple[Programs, ...], layout: Path, tmp_path: Path
+) -> None:
+    baker = versions[number]
+    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(layout),), size=SIZE, programs=baker))
+    assert made.containerd == baker.version
+    report = verify(VerifyPlan(made.path, run=RUN, programs=versions))
+    assert [one.version for one in report.opened] == [version.version for version in versions]
+    assert [run.output for run in report.runs] == ["10001\nsecond layer\n"] * len(versions)
+    for one in report.opened:
+        pins = "1.6" if one.version.startswith("1.6.") else "pinned"  # 1.6 has no word for it
+        assert pins in one.checks[f"CRI {NAME}"]

@@ -1,0 +1,91 @@
+"""What a killed process leaves is removed by the next one, and nothing else is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from builder.errors import CapabilityError
+from builder.node import workplace
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
+ROOT = Path(__file__).parents[3]
+WAIT_S = 120
+WORK = """
+import sys, time
+from pathlib import Path
+from builder.node import workplace
+folder = Path(sys.argv[1])
+with workplace.workplace(folder / "kept.img", run=folder / "run"), \\
+     workplace.workplace(folder / "made.img", tree=folder / "tree", files=(folder / "half",), temporary=True,
+                         run=folder / "run"), \\
+     workplace.scratch(folder / "inputs", run=folder / "run") as inputs:
+    (folder / "tree").mkdir()
+    for path in (folder / "tree/a", folder / "half", inputs / "blob", folder / "ready"):
+        path.write_text("x")
+    time.sleep(600)
+"""
+
+
+def until(path: Path, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not path.exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """Where a process worked that was killed. kept.img is its user's own."""
+    for name in ("kept.img", "made.img"):
+        (tmp_path / name).write_text("disk")
+    child = subprocess.Popen([sys.executable, "-c", WORK, tmp_path], cwd=ROOT)
+    until(tmp_path / "ready", child)
+    assert workplace.sweep(tmp_path / "run") == []  # it lives
+    with (
+        pytest.raises(CapabilityError, match="another process works on it"),
+        workplace.workplace(tmp_path / "made.img", run=tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "made.img").exists()
+    child.kill()
+    child.wait()
+    (tmp_path / "ready").unlink()
+    return tmp_path
+
+
+def test_a_disk_that_was_only_opened_stays(killed: Path) -> None:
+    removed = workplace.sweep(killed / "run")
+    assert set(removed) == {f"folder {killed / 'tree'}", f"folder {killed / 'inputs'}", f"file {killed / 'half'}",
+                            f"file {killed / 'made.img'}"}  # fmt: skip
+    assert sorted(p.name for p in killed.iterdir()) == ["kept.img", "run"]
+    assert (killed / "kept.img").read_text() == "disk"
+    assert list((killed / "run").iterdir()) == []
+
+
+def test_what_was_started_is_ended_and_a_pager_is_not(killed: Path) -> None:
+    """A skopeo that goes on writing into the folder that is to be removed; and somebody who reads the log."""
+    (work,) = [p.parent for p in (killed / "run").glob("*/record.json") if '/inputs"' in p.read_text()]
+    wait = "import time; time.sleep(600)"
+    copying = subprocess.Popen(["skopeo", "-c", wait, f"dir:{killed}/inputs/0"], executable=sys.executable)
+    reading = subprocess.Popen(["less", "-c", wait, f"{work}/containerd.log"], executable=sys.executable)
+    try:
+        assert f"process {copying.pid}" in workplace.sweep(killed / "run")
+        assert copying.wait(WAIT_S) < 0
+        assert reading.poll() is None
+    finally:
+        for child in (copying, reading):
+            child.kill()
+            child.wait()
+
+
+def test_a_record_that_was_cut_short_names_nothing(killed: Path) -> None:
+    for path in (killed / "run").glob("*/record.json"):
+        path.write_text(path.read_text()[:20])
+    assert workplace.sweep(killed / "run") == []
+    assert (killed / "kept.img").exists()
