@@ -40,7 +40,7 @@ RUN = ("/bin/sh", "-c", "cat /opt/app/early.bin /opt/app/late.bin > /dev/null")
 @pytest.fixture(scope="module")
 def baked(loop_root: None, tmp_path_factory: pytest.TempPathFactory) -> DataVolume:
     folder = tmp_path_factory.mktemp("hot")
-    oci.write_layout(folder / "layout", layers=[oci._shell_layer(), oci._tar({"opt/app/data.txt": b"data", **FILES})])
+    oci.write_layout(folder / "layout", layers=[oci._shell_layer(), oci.tar({"opt/app/data.txt": b"data", **FILES})])
     return bake(BakePlan(folder / "data.img", images=(ImageInput(folder / "layout"),), size=1 << 30))
 
 
