@@ -165,9 +165,12 @@ class Containerd:
         return {words[0]: words[-1] for words in rows if words}
 
     def layer_folders(self, image: OciImage) -> list[Path]:
-        """The unpacked layers, bottom first. Read from the mount that a view of the top snapshot would use."""
+        """The unpacked layers, bottom first. Read from the mount that a container's snapshot on the top one would use.
+
+        `prepare`, not `view`: ctr makes only the former a root of the garbage collection, which may be under way.
+        """
         key = f"builder-view-{image.manifest.digest[7:19]}"
-        self.ctr("snapshots", "view", key, image.chain_ids[-1])
+        self.ctr("snapshots", "prepare", key, image.chain_ids[-1])
         try:
             said = self.ctr("snapshots", "mounts", "/builder-nowhere", key)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from builder.cli.common import cache_folder
+from builder.node import containerd
 from builder.node.bake import BakePlan, bake
 from builder.node.inputs import ImageInput
 from builder.node.programs import Programs, find
@@ -26,6 +27,22 @@ def versions() -> tuple[Programs, ...]:
     if not all(found):
         missing("containerds", f"{home} lacks a containerd of {', '.join(SERIES)} (scripts/containerds)")
     return tuple(find(paths[-1]) for paths in found)
+
+
+def test_a_garbage_collection_does_not_disturb_the_look_at_the_layers(
+    versions: tuple[Programs, ...], layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is under way when a bake asks where the layers are: dropping blobs starts it."""
+    asked = containerd.Containerd.ctr
+
+    def collecting(daemon: containerd.Containerd, *words: str | Path, **rest: float) -> str:
+        if words[:2] == ("snapshots", "mounts"):
+            daemon.collect()
+        return asked(daemon, *words, **rest)
+
+    monkeypatch.setattr(containerd.Containerd, "ctr", collecting)
+    made = bake(BakePlan(tmp_path / "o.img", images=(ImageInput(layout),), size=SIZE, programs=versions[-1]))
+    assert len(made.images[0]["unpacked"]) == 2
 
 
 @pytest.mark.parametrize("number", range(len(SERIES)), ids=SERIES)
