@@ -176,6 +176,7 @@ managedNodeGroups:
         ("volumeSize: 120", "volumeEncrypted: true", 10, "kms"),
         ("/dev/xvdb", "/dev/xvda", 9, "device-name"),
         ("max-concurrent-downloads: 10", "snapshotter: soci", 16, "snapshotter"),
+        ("instanceTypes: [g6e.xlarge]", "kubeletExtraConfig: {imageGCHighThresholdPercent: 70}", 7, "gc-thresholds"),
         ("amiFamily: Bottlerocket", "overrideBootstrapCommand: 'crictl rmi --prune'", 6, "boot-wipes"),
     ],
 )
