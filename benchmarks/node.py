@@ -15,6 +15,7 @@ from builder import process
 from builder.node import containerd, disk, volume, workplace
 from builder.node.hot import start
 from builder.node.programs import Programs
+from builder.node.proof import pause
 from builder.node.targets import CONTAINERD
 
 
@@ -46,7 +47,7 @@ def start_on(path: Path, argv: Sequence[str], *, programs: Programs | None = Non
         root = stack.enter_context(disk.mounted(device, place.mount))
         mounted = time.monotonic()
         (image,) = json.loads((root / volume.RECORD).read_text())["images"]
-        with containerd.containerd(root / CONTAINERD, place.folder, cri=True, programs=programs) as daemon:
+        with containerd.containerd(root / CONTAINERD, place.folder, cri=pause.NAME, programs=programs) as daemon:
             ready = time.monotonic()
             name = f"{image['reference'].rsplit(':', 1)[0]}@{image['digest']}"
             daemon.ctr("run", "--rm", name, place.container, *image["entrypoint"], *argv, timeout_s=600)

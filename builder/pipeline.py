@@ -417,22 +417,31 @@ def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: 
     """What a cluster needs to use the volume: EC2NodeClass, user data, Packer variables, hydration plan."""
     from builder.node import specs
 
-    at = {"snapshot_id": snapshot_id or specs.SNAPSHOT, "cluster": cluster or specs.CLUSTER}
-    return specs.node_specs(volume, settings, name=name, **at)
+    wanted, where = snapshot_id or specs.SNAPSHOT, cluster or specs.CLUSTER
+    return specs.node_specs(volume, settings, name=name, snapshot_id=wanted, cluster=where)
 
 
 def specify_again(
-    record: Path, *, settings: Mapping[str, Any], name: str = "", to: Path | None = None, **at: str
+    record: Path,
+    *,
+    settings: Mapping[str, Any],
+    name: str = "",
+    to: Path | None = None,
+    hot: Path | None = None,
+    reader_image: str = "",
+    **at: str,
 ) -> tuple[SnapshotRef, NodeSpecs, Path]:
     """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
+    from builder.config.recorded import settings_of
     from builder.node import specs
 
     found = specs.read_record(record)
     disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
     volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
-    chosen = specs.settings_of(found.settings, **settings)
+    chosen = settings_of(found.settings, **settings)
     ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
-    return ref, specs.NodeSpecs(specs.render(ref), ref.hydration), disk
+    reads = specs.hot_texts(hot, ref, reader_image) if hot else {}
+    return ref, specs.NodeSpecs(specs.render(ref, hot=reads), ref.hydration), disk
 
 
 def verify_image(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from builder.config.spec import Bake
 from builder.node import specs
+from builder.node.hot import hotlist, reader
 
 GIB = 1 << 30
 DIGEST = "sha256:" + "ab" * 32
@@ -35,6 +37,14 @@ def ref(target: str = "bottlerocket", bake: Bake | None = None, **more: Any) -> 
     return specs.snapshot_ref(volume(target=target, **more), bake or Bake(), name="llama", **given)
 
 
-def made(target: str = "bottlerocket", bake: Bake | None = None, *, hot: str | None = None, **more: Any) -> dict[str, str]:
+def made(
+    target: str = "bottlerocket", bake: Bake | None = None, *, hot: Mapping[str, str] | None = None, **more: Any
+) -> dict[str, str]:
     """Texts by suffix."""
-    return specs.render(ref(target, bake, **more), hot=hot)
+    return specs.render(ref(target, bake, **more), hot=hot or {})
+
+
+def hot_texts(target: str) -> dict[str, str]:
+    """What reads four blocks of the disk at boot."""
+    found = hotlist.HotList("c0" * 32, 120 * GIB, 0, 24576, target, (), hotlist.TRACED, (2, 900, 901, 7))
+    return reader.files(found, "data.img", image="registry.example.com/reader:v1")

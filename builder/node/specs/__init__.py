@@ -14,6 +14,7 @@ from builder.config.spec import Bake
 from builder.errors import ConfigError
 from builder.node import hydrate
 from builder.node.bake import DataVolume
+from builder.node.hot import hotlist, reader
 from builder.node.specs import aws, azure, gke, karpenter, packer, user_data
 from builder.node.specs.ref import (
     CLUSTER,
@@ -24,16 +25,16 @@ from builder.node.specs.ref import (
     object_name,
     read_record,
     record,
-    settings_of,
     snapshot_ref,
 )
+from builder.node.specs.text import NONE, Hot
 
 __all__ = [
-    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "node_specs", "read_record", "record", "render",
-    "settings_of", "snapshot_ref",
+    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs", "read_record",
+    "record", "render", "snapshot_ref",
 ]  # fmt: skip
 
-Render = Callable[[SnapshotRef, str], dict[str, str]]  # the ref and the hot blocks' text, to texts by suffix
+Render = Callable[[SnapshotRef, Hot], dict[str, str]]
 
 FILES: dict[str, tuple[Render, ...]] = {
     "bottlerocket": (user_data.bottlerocket, karpenter.files, aws.files, packer.files),
@@ -65,7 +66,7 @@ class NodeSpecs:
 
 
 def node_specs(volume: DataVolume, bake: Bake, *, name: str, snapshot_id: str = SNAPSHOT, cluster: str = CLUSTER,
-               kms_key: str = "", hot: str | None = None) -> NodeSpecs:  # fmt: skip
+               kms_key: str = "", hot: Hot = NONE) -> NodeSpecs:  # fmt: skip
     """Everything for a volume just baked, the record OUT.img.json among it. name: of the objects.
 
     snapshot_id, cluster: literal values; left out, the files hold ${SNAPSHOT_ID} and ${CLUSTER_NAME}.
@@ -76,16 +77,25 @@ def node_specs(volume: DataVolume, bake: Bake, *, name: str, snapshot_id: str = 
     return NodeSpecs({".json": record(ref, said)} | render(ref, hot=hot), ref.hydration)
 
 
-def render(ref: SnapshotRef, *, hot: str | None = None) -> dict[str, str]:
+def hot_texts(path: Path, ref: SnapshotRef, image: str = "") -> Hot:
+    """What reads the blocks that the list at `path` names. image: for Bottlerocket's bootstrap container.
+
+    Raises ConfigError for another file, IntegrityError for the list of another disk.
+    """
+    found = hotlist.read(path).of_disk(ref.sha256, ref.path)
+    return reader.files(found, ref.file, image=image or reader.IMAGE)
+
+
+def render(ref: SnapshotRef, *, hot: Hot = NONE) -> dict[str, str]:
     """Texts by file name suffix, of everything but the record.
 
-    hot: what reads the hot blocks at boot, rendered for the target: TOML with settings.bootstrap-containers for bottlerocket,
-    a systemd unit for al2023-volume, azure-data and raw. GKE nodes run neither.
+    hot: what reads the hot blocks at boot, of a list of this disk: it goes into Bottlerocket's user data, and elsewhere is one
+    more unit. GKE nodes take neither. Raises ConfigError for them, and for user data that EC2 would refuse for its size.
     """
     if hot and ref.target == "gke-secondary":
         raise ConfigError("hot blocks for gke-secondary: its nodes take no unit and no bootstrap container",
                           hint="leave the hot list out")  # fmt: skip
     texts: dict[str, str] = {}
     for one in FILES[ref.target]:
-        texts |= one(ref, hot or "")
+        texts |= one(ref, hot)
     return texts

@@ -14,12 +14,12 @@ from typing import Any
 from builder.node.specs import user_data
 from builder.node.specs.karpenter import GPU_TAINT
 from builder.node.specs.ref import SnapshotRef, iops
-from builder.node.specs.text import comment, hydration_lines, json_text, yaml_text
+from builder.node.specs.text import NONE, Hot, comment, hydration_lines, json_text, yaml_text
 
 _FAMILY = {"bottlerocket": "Bottlerocket", "al2023-volume": "AmazonLinux2023"}
 
 
-def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
+def files(ref: SnapshotRef, hot: Hot) -> dict[str, str]:
     return {
         ".launch-template.json": json_text(launch_template(ref, hot)),
         ".eksctl.yaml": eksctl(ref),
@@ -27,7 +27,7 @@ def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
     }
 
 
-def launch_template(ref: SnapshotRef, hot: str = "") -> dict[str, Any]:
+def launch_template(ref: SnapshotRef, hot: Hot = NONE) -> dict[str, Any]:
     """The input of `aws ec2 create-launch-template --cli-input-json`. Image and instance type are the node group's."""
     tags = [{"Key": "Name", "Value": ref.name}, {"Key": "builder:content-sha256", "Value": ref.sha256}]
     root = {"VolumeSize": 4 if ref.target == "bottlerocket" else 20, "VolumeType": "gp3", "DeleteOnTermination": True}

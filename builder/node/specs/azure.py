@@ -13,7 +13,7 @@ from typing import Any
 from builder import render, units
 from builder.node.specs.gke import image_name
 from builder.node.specs.ref import SNAPSHOT, SnapshotRef
-from builder.node.specs.text import json_text
+from builder.node.specs.text import Hot, json_text
 
 AKS = (
     "AKS takes neither a custom node image nor a data disk from a snapshot for its nodes; a node pool snapshot pins one of"
@@ -21,7 +21,7 @@ AKS = (
 )
 
 
-def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
+def files(ref: SnapshotRef, hot: Hot) -> dict[str, str]:
     return {".azure.sh": script(ref), ".gallery.json": json_text(gallery(ref))}
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from builder import render, units
 from builder.node.specs.ref import SNAPSHOT, SnapshotRef
-from builder.node.specs.text import comment, yaml_text
+from builder.node.specs.text import Hot, comment, yaml_text
 
 DRIVER = "pd.csi.storage.gke.io"
 
 
-def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
+def files(ref: SnapshotRef, hot: Hot) -> dict[str, str]:
     return {".gke.sh": script(ref), ".volumesnapshot.yaml": volume_snapshot(ref)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from builder.errors import ConfigError
 from builder.node.specs import user_data
 from builder.node.specs.ref import SnapshotRef, iops
-from builder.node.specs.text import apply_line, comment, hydration_lines, yaml_text
+from builder.node.specs.text import NONE, Hot, apply_line, comment, hydration_lines, yaml_text
 
 AL2023_RELEASE = "v20260714"  # awslabs/amazon-eks-ami, CHANGELOG.md
 TAINT = "builder/volume-unproven"
@@ -21,7 +21,7 @@ GPU_TAINT = "nvidia.com/gpu"
 _WITH_IOPS, _WITH_THROUGHPUT = ("gp3", "io2"), ("gp3",)
 
 
-def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
+def files(ref: SnapshotRef, hot: Hot) -> dict[str, str]:
     about = comment(
         f"Nodes whose data volume is the snapshot of {ref.file}. instanceStorePolicy: RAID0 would hide it.",
         *hydration_lines(ref),
@@ -37,7 +37,7 @@ def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
     }
 
 
-def node_class(ref: SnapshotRef, hot: str = "") -> dict[str, Any]:
+def node_class(ref: SnapshotRef, hot: Hot = NONE) -> dict[str, Any]:
     """The EC2NodeClass. The data disk is /dev/xvdb; no `encrypted`, which the CRD's text excludes with snapshotID."""
     discovery = [{"tags": {"karpenter.sh/discovery": ref.cluster}}]
     family = "Bottlerocket" if ref.target == "bottlerocket" else "AL2023"

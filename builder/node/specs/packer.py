@@ -6,10 +6,10 @@ from typing import Any
 
 from builder.node.specs.gke import image_name
 from builder.node.specs.ref import AWS, GIB, SnapshotRef, iops
-from builder.node.specs.text import json_text
+from builder.node.specs.text import Hot, json_text
 
 
-def files(ref: SnapshotRef, hot: str) -> dict[str, str]:
+def files(ref: SnapshotRef, hot: Hot) -> dict[str, str]:
     return {".auto.pkrvars.json": json_text(variables(ref))}
 
 

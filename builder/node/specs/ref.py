@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.config.checked import checked
-from builder.config.spec import Bake, Hydrate, Volume
+from builder.config.spec import Bake, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, targets
 
@@ -257,25 +256,6 @@ def read_record(path: Path) -> Record:
     except (KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(f"{path}: not a whole record: {type(exc).__name__} at {exc}", hint=hint) from exc
     return found
-
-
-def settings_of(raw: dict[str, Any], **changes: Any) -> Bake:
-    """The settings of a record, with those of `changes` that are not None. Raises ConfigError for a value out of range.
-
-    changes: region, os_version, type, iops, throughput, mode, mib_per_s.
-    """
-    merged = {name: value for name, value in changes.items() if value is not None}
-
-    def part(at: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: merged.get(name, at[name]) for name in names if name in merged or at.get(name) is not None}
-
-    try:
-        parts = part(raw, ("region", "os_version"))
-        volume = part(raw["volume"], ("type", "iops", "throughput"))
-        filled = part(raw["hydrate"], ("mode", "mib_per_s"))
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise ConfigError(f"settings of the record: {type(exc).__name__} at {exc}") from exc
-    return checked(Bake, volume=checked(Volume, **volume), hydrate=checked(Hydrate, **filled), **parts)
 
 
 def _check_volume(found: Record) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from builder.node.specs.ref import CLUSTER, SNAPSHOT, SnapshotRef
+from builder.node.specs.ref import SnapshotRef
+
+Hot = Mapping[str, str]  # what reads the hot blocks, by suffix, as builder.node.hot.reader.files gives it; empty for none
+NONE: Hot = {}
 
 
 def yaml_text(*documents: dict[str, Any], note: str = "") -> str:
@@ -44,6 +48,3 @@ def apply_line(ref: SnapshotRef, *more: str) -> str:
 def hydration_lines(ref: SnapshotRef) -> list[str]:
     """The plan of builder.node.hydrate, for a comment."""
     return [f"Hydration: {ref.hydration}.", *([f"{ref.hydration.advice}."] if ref.hydration.advice else [])]
-
-
-__all__ = ["CLUSTER", "SNAPSHOT", "apply_line", "comment", "hydration_lines", "json_text", "yaml_text"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from builder.config.recorded import settings_of
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
 from builder.node.bake import DataVolume
+from builder.node.hot import hotlist, reader
 from builder.node.lint import lint
 from builder.node.specs import karpenter, user_data
 from builder.node.specs import ref as refs
-from tests.specs import DIGEST, GIB, IDS, TARGETS, made, ref, volume
+from tests.specs import DIGEST, GIB, IDS, TARGETS, hot_texts, made, ref, volume
 
 RECORD = '{"kind": "builder.disk/1", "name": "a", "target": "raw", "settings": {}, "volume": '
 
@@ -36,7 +39,7 @@ def test_a_record_renders_what_the_bake_rendered(target: str, tmp_path: Path) ->
     one = ref(target, bake, path=tmp_path / "d.img")
     (tmp_path / "d.img.json").write_text(specs.record(one, volume(tmp_path / "d.img", target=target)))
     found = specs.read_record(tmp_path / "d.img.json")
-    again = specs.snapshot_ref(found.volume, specs.settings_of(found.settings), name=found.name)
+    again = specs.snapshot_ref(found.volume, settings_of(found.settings), name=found.name)
     assert again == one
     assert specs.render(again) == specs.render(one)
 
@@ -121,7 +124,7 @@ def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -
 def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
     with pytest.raises(ConfigError, match=said):
-        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+        settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +165,14 @@ def test_a_volume_says_its_own_target() -> None:
         specs.snapshot_ref(volume(target="windows"), Bake(), name="a")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["bottlerocket", "al2023-volume"])
 def test_our_own_lint_finds_nothing(target: str, tmp_path: Path) -> None:
+    """Everything together, as it is applied: the gate is what takes away the taint of the pool."""
     one = ref(target, path=tmp_path / "d.img")
     specs.NodeSpecs(specs.render(one), one.hydration).write(tmp_path / "d.img")
     assert lint([tmp_path], disk_bytes=120 * GIB) == []
+    (tmp_path / "d.img.gate.yaml").unlink()
+    assert [finding.rule for finding in lint([tmp_path], disk_bytes=120 * GIB)] == ["startup-taint"]
 
 
 @pytest.mark.parametrize(("gib", "asked", "given"), [(2, 6000, 3000), (8, 6000, 4000), (120, 6000, 6000), (120, 200, 3000)])
@@ -195,18 +201,30 @@ def test_a_release_is_in_its_systems_own_style() -> None:
 
 
 def test_hot_blocks_have_a_place_on_every_node_but_gkes() -> None:
-    toml = '[settings.bootstrap-containers.hot]\nsource = "registry.example.com/hot:v1"\nmode = "always"\nessential = false\n'
-    found = tomllib.loads(made(hot=toml)[".user-data.toml"])["settings"]
+    files = made(hot=hot_texts("bottlerocket"))
+    found = tomllib.loads(files[".user-data.toml"])["settings"]
     assert set(found) == {"kubernetes", "bootstrap-containers"}
-    assert tomllib.loads(yaml.safe_load(made(hot=toml)[".ec2nodeclass.yaml"])["spec"]["userData"])["settings"] == found
-    unit = "[Unit]\nDescription=Hot\n\n[Service]\nType=oneshot\nExecStart=/bin/true\n\n[Install]\nWantedBy=multi-user.target\n"
+    assert found["bootstrap-containers"]["builder-hot"]["source"] == "registry.example.com/reader:v1"
+    assert tomllib.loads(yaml.safe_load(files[".ec2nodeclass.yaml"])["spec"]["userData"])["settings"] == found
     for target in ("al2023-volume", "azure-data", "raw"):
-        files = made(target, hot=unit)
-        assert files[".units/builder-hot.service"] == unit
+        files = made(target, hot=hot_texts(target))
+        assert files[".units/builder-hot.service"] == hot_texts(target)[".hot.service"]
         assert "systemctl start --no-block builder-hot.service" in files[".setup.sh"]
+        assert hot_texts(target)[".hot.service"].strip() in files[".setup.sh"]  # the unit carries its program
         assert "builder-hot" not in made(target)[".setup.sh"]
     with pytest.raises(ConfigError, match="hot blocks for gke-secondary"):
-        made("gke-secondary", hot=unit)
+        made("gke-secondary", hot=hot_texts("raw"))
+
+
+def test_the_longest_list_of_hot_blocks_fits_into_user_data() -> None:
+    blocks = tuple(random.Random(7).sample(range(245_000), 1_150))
+    for target in ("bottlerocket", "al2023-volume"):
+        many = hotlist.HotList("c0" * 32, 120 * GIB, 0, 24576, target, (), hotlist.TRACED, blocks)
+        files = made(target, hot=reader.files(many, "data.img"))
+        text = files[".user-data.toml" if target == "bottlerocket" else ".user-data.txt"]
+        assert 8 << 10 < len(text) <= 16 << 10
+        with pytest.raises(ConfigError, match="EC2 takes 16384"):
+            made(target, hot=reader.files(many, "data.img") | {".hot.toml": "#" * 17_000, ".hot.service": "#" * 17_000})
 
 
 def test_the_arithmetic_of_hydration() -> None:
@@ -220,4 +238,4 @@ def test_the_arithmetic_of_hydration() -> None:
     assert hydrate.plan(12 * GIB, 120 * GIB, mode="fsr").credits == 8
     assert [hydrate.plan(GIB, gib * GIB, mode="fsr").credits for gib in (20, 1024, 4096)] == [10, 1, 1]
     assert hydrate.plan(GIB, 20 * GIB, mode="none").seconds == pytest.approx(204.8)
-    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB, read through by the cloud as it sees fit"
+    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB; outside AWS there is no rate to set"

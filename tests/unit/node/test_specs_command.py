@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 
 from builder.cli.group import run as builder
 from builder.node import specs
+from builder.node.hot import hotlist
 from tests.specs import DIGEST, IDS, TARGETS, ref, volume
 
 
@@ -58,6 +61,21 @@ def test_what_is_said_goes_into_the_files(tmp_path: Path, capsys: pytest.Capture
     assert "eu-west-1::snapshot" in (to / "data.img.iam-upload.json").read_text()
     assert json.loads((to / "data.img.auto.pkrvars.json").read_text())["disk_file"] == str(tmp_path / "data.img")
     assert not (to / "data.img.json").exists()
+
+
+def test_a_hot_list_of_this_disk_goes_in_and_another_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, path = recorded(tmp_path), tmp_path / "data.img.hot.json"
+    found = hotlist.HotList("c0" * 32, 120 << 30, 1 << 20, 24576, "bottlerocket", (), hotlist.TRACED, (7, 3))
+    found.write(path)
+    assert run(capsys, record, "--hot", path, "--reader-image", "registry.example.com/reader:v1")[0] == 0
+    settings = tomllib.loads((tmp_path / "data.img.user-data.toml").read_text())["settings"]
+    assert settings["bootstrap-containers"]["builder-hot"]["source"] == "registry.example.com/reader:v1"
+    dataclasses.replace(found, disk_sha256="ab" * 32).write(path)
+    code, _, err = run(capsys, record, "--hot", path)
+    assert code == 3
+    assert "the list of hot blocks was taken from abab" in err
+    path.write_text("{}")
+    assert run(capsys, record, "--hot", path)[0] in (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from builder import process, resources
 from builder.node.specs import gke, user_data
 from tests.bounds import BOUND_S
 from tests.conftest import missing
-from tests.specs import IDS, TARGETS, made, ref
+from tests.specs import IDS, TARGETS, hot_texts, made, ref
 
 LABELLED = ("al2023-volume", "azure-data", "raw")
 
@@ -37,7 +37,7 @@ def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     if process.which("systemd-analyze") is None:
         missing("root", "systemd-analyze is not installed")
     script = tmp_path / "setup.sh"
-    script.write_text(made(request.param, hot="[Service]\nType=oneshot\nExecStart=/bin/true\n")[".setup.sh"])
+    script.write_text(made(request.param, hot=hot_texts(request.param))[".setup.sh"])
     root = tmp_path / "root"
     for unit in ("containerd", "kubelet"):
         (root / "etc/systemd/system").mkdir(parents=True, exist_ok=True)

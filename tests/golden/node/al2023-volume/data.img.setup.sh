@@ -3,9 +3,9 @@
 # Run as root before containerd and kubelet start, or stop them first. A second run changes nothing.
 # kubelet: imageGCHighThresholdPercent 85, imageGCLowThresholdPercent 80, above what is full.
 set -eu
-units=${ROOT:-}/etc/systemd/system
-mkdir -p "$(dirname "$units/var-lib-builder-volume.mount")"
-cat > "$units/var-lib-builder-volume.mount" <<'UNIT'
+root=${ROOT:-}
+mkdir -p "$root/etc/systemd/system"
+cat > "$root/etc/systemd/system/var-lib-builder-volume.mount" <<'FILE'
 [Unit]
 Description=Baked volume data.img
 
@@ -17,9 +17,9 @@ Options=noatime
 
 [Install]
 WantedBy=local-fs.target
-UNIT
-mkdir -p "$(dirname "$units/var-lib-containerd.mount")"
-cat > "$units/var-lib-containerd.mount" <<'UNIT'
+FILE
+mkdir -p "$root/etc/systemd/system"
+cat > "$root/etc/systemd/system/var-lib-containerd.mount" <<'FILE'
 [Unit]
 Description=Images baked on data.img
 Requires=var-lib-builder-volume.mount
@@ -34,9 +34,9 @@ Options=bind
 
 [Install]
 WantedBy=multi-user.target
-UNIT
-mkdir -p "$(dirname "$units/var-lib-builder-models.mount")"
-cat > "$units/var-lib-builder-models.mount" <<'UNIT'
+FILE
+mkdir -p "$root/etc/systemd/system"
+cat > "$root/etc/systemd/system/var-lib-builder-models.mount" <<'FILE'
 [Unit]
 Description=Weights baked on data.img
 Requires=var-lib-builder-volume.mount
@@ -53,9 +53,9 @@ Options=bind
 
 [Install]
 WantedBy=multi-user.target
-UNIT
-mkdir -p "$(dirname "$units/var-lib-builder-compiled.mount")"
-cat > "$units/var-lib-builder-compiled.mount" <<'UNIT'
+FILE
+mkdir -p "$root/etc/systemd/system"
+cat > "$root/etc/systemd/system/var-lib-builder-compiled.mount" <<'FILE'
 [Unit]
 Description=Compile caches baked on data.img
 Requires=var-lib-builder-volume.mount
@@ -72,9 +72,9 @@ Options=bind
 
 [Install]
 WantedBy=multi-user.target
-UNIT
-mkdir -p "$(dirname "$units/containerd.service.d/10-builder-volume.conf")"
-cat > "$units/containerd.service.d/10-builder-volume.conf" <<'UNIT'
+FILE
+mkdir -p "$root/etc/systemd/system/containerd.service.d"
+cat > "$root/etc/systemd/system/containerd.service.d/10-builder-volume.conf" <<'FILE'
 # containerd waits for the volume. Wants, not Requires: a node whose disk is missing pulls its images as any other does.
 [Unit]
 Wants=var-lib-containerd.mount
@@ -84,8 +84,8 @@ After=var-lib-containerd.mount
 # The pause image of EKS machine images lies in the folder that the mount hides; its archive does not.
 ExecStartPost=-/bin/sh -c 'test ! -e /etc/eks/pause.tar || ctr -n k8s.io images import /etc/eks/pause.tar'
 ExecStartPost=-/bin/sh -c 'test ! -e /etc/eks/pause.tar || ctr -n k8s.io images label localhost/kubernetes/pause:latest io.cri-containerd.image=managed io.cri-containerd.pinned=pinned'
-UNIT
-systemctl ${ROOT:+--root "$ROOT"} enable var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount var-lib-builder-compiled.mount
+FILE
+systemctl ${root:+--root "$root"} enable var-lib-builder-volume.mount var-lib-containerd.mount var-lib-builder-models.mount var-lib-builder-compiled.mount
 # START=no: for a machine image that is being made, whose nodes will start them.
 [ "${START:-yes}" = yes ] || exit 0
 systemctl daemon-reload
