@@ -432,6 +432,7 @@ def specify_again(
     **at: str,
 ) -> tuple[SnapshotRef, NodeSpecs, Path]:
     """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
+    from builder.config.recorded import settings_of
     from builder.node import specs
 
     found = specs.read_record(record)

@@ -36,7 +36,10 @@ _LONG = 8  # blocks read by one dd where there are many
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """script: the text. blocks: its list. count: blocks that it reads. ordered: in order of first use. extra: only to keep the list short."""
+    """script: the text. blocks: its list.
+
+    count: blocks that it reads. ordered: in order of first use. extra: only to keep the list short.
+    """
 
     script: str
     blocks: str
@@ -70,12 +73,13 @@ def reader(
 
 def files(hot: HotList, disk: str, *, image: str = IMAGE) -> dict[str, str]:
     """Texts by file name suffix. image: for Bottlerocket's bootstrap container; left out, ${HOT_READER_IMAGE} for envsubst."""
-    made = {".hot.sh": reader(hot, disk).script}
-    if hot.target == "bottlerocket":
-        made[".hot.toml"] = bootstrap_container(hot, disk, image=image)
-    else:
-        made[".hot.service"] = unit(hot, disk)
-    return made
+    suffix = ".hot.toml" if hot.target == "bottlerocket" else ".hot.service"
+    return {".hot.sh": reader(hot, disk).script, suffix: starter(hot, disk, image=image)}
+
+
+def starter(hot: HotList, disk: str, *, image: str = "") -> str:
+    """What runs the reader on the node, for `specs.render(hot=...)`: settings for Bottlerocket, a unit for others."""
+    return bootstrap_container(hot, disk, image=image or IMAGE) if hot.target == "bottlerocket" else unit(hot, disk)
 
 
 def bootstrap_container(hot: HotList, disk: str, *, image: str = IMAGE) -> str:

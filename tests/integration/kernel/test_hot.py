@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,17 +131,29 @@ def _sectors(device: Path) -> int:
     return int(Path(f"/sys/block/{device.name}/stat").read_text().split()[2])
 
 
-@pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"]])
+def _as_script(found: HotList, device: Path) -> str:
+    return reader.reader(found, "d.img").script
+
+
+def _as_unit(found: HotList, device: Path) -> str:
+    """What systemd would do: the variable, and the words of ExecStart."""
+    text = reader.files(dataclasses.replace(found, target="raw"), "d.img")[".hot.service"]
+    (variable,) = re.findall(r'^Environment="(.*)"$', text, re.MULTILINE)
+    (command,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    return f"export {shlex.quote(variable)}; {command.replace('/dev/disk/by-label/BUILDER-DATA', str(device))}\n"
+
+
+@pytest.mark.parametrize(("shell", "form"), [("dash", _as_script), ("bash", _as_script), ("dash", _as_unit)])
 def test_the_reader_reads_exactly_the_blocks_of_the_list(
-    baked: DataVolume, found: HotList, tmp_path: Path, shell: list[str]
+    baked: DataVolume, found: HotList, tmp_path: Path, shell: str, form: Callable[[HotList, Path], str]
 ) -> None:
     script = tmp_path / "hot.sh"
-    script.write_text(reader.reader(found, baked.path.name).script)
     part = start.extent(baked.path)
     with workplace.workplace(tmp_path / "reads") as place, disk.attached(baked.path, part) as device:
+        script.write_text(form(found, device))
         before = _sectors(device)
         with trace.traced(device, place.folder / "tracing", place.folder.name) as tracer:
-            subprocess.run([*shell, script, device], check=True, capture_output=True)
+            subprocess.run([shell, script, device], check=True, capture_output=True)
             tracer.stop()
             reads = tracer.reads()
         assert (_sectors(device) - before) * 512 == found.bytes

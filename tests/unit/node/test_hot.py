@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from builder.cli.group import run as cli
 from builder.errors import ConfigError, IntegrityError
+from builder.node import specs
 from builder.node.blocks import BLOCK
 from builder.node.hot import extents, hotlist, reader, touched, trace
 from builder.node.hot.hotlist import HotFile, HotList
+from tests.specs import ref, volume
 
 HOT = HotList("ab" * 32, 1 << 30, 1 << 20, 40, "bottlerocket", ("registry.example.com/llm/tiny:v1",), hotlist.TRACED,
               (2, 900, 901, 7), (HotFile("var/a", ((0, 4096),)),))  # fmt: skip
@@ -160,6 +163,12 @@ def test_a_disk_name_cannot_leave_its_comment() -> None:
     assert not [line for line in script.splitlines() if line.startswith("reboot")]
 
 
+def test_a_unit_with_the_longest_list_fits_into_user_data_too() -> None:
+    chosen = random.Random(2).sample(range(240_000), 60_000)
+    text = reader.starter(dataclasses.replace(RAW, size=240_000 * BLOCK, blocks=tuple(chosen)), "d.img")
+    assert len(text.encode()) < reader.USER_DATA_BYTES - 4096  # what al2023's other parts take
+
+
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     path = tmp_path / "builder-hot.service"
     path.write_text(reader.files(RAW, "d.img")[".hot.service"])
@@ -180,3 +189,32 @@ def test_the_script_says_what_is_wrong(tmp_path: Path, shell: str) -> None:
     done = subprocess.run([shell, script, tmp_path / "no-such"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"hot blocks: no such device: {tmp_path}/no-such\n"
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("bottlerocket", ".user-data.toml"), ("al2023-volume", ".user-data.txt")])
+def test_specs_take_a_list_of_their_disk_and_no_other(
+    name: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "data.img.json"
+    record.write_text(specs.record(ref(name), volume(target=name)))
+    hot = dataclasses.replace(HOT, target=name, disk_sha256=ref(name).sha256)
+    hot.write(tmp_path / "hot.json")
+    dataclasses.replace(hot, disk_sha256="cd" * 32).write(tmp_path / "other.json")
+    words = ["bake", "specs", str(record), "--reader-image", "registry.example.com/sh:1", "--hot"]
+    with pytest.raises(SystemExit) as refused:
+        cli([*words, str(tmp_path / "other.json")])
+    assert refused.value.code == 3
+    assert "was taken from cdcd" in capsys.readouterr().err
+    assert not (tmp_path / f"data.img{suffix}").exists()
+    with pytest.raises(SystemExit) as done:
+        cli([*words, str(tmp_path / "hot.json")])
+    assert done.value.code == 0
+    text = (tmp_path / f"data.img{suffix}").read_text()
+    if name == "bottlerocket":
+        one = tomllib.loads(text)["settings"]["bootstrap-containers"]["builder-hot"]
+        assert one["source"] == "registry.example.com/sh:1"
+        assert blocks_of(base64.b64decode(one["user-data"]).decode()) == [0, 898, 899, 5]
+        assert one["user-data"] in (tmp_path / "data.img.ec2nodeclass.yaml").read_text()
+    else:
+        assert 'Environment="BLOCKS=0 898 899 5"' in text
+        assert "systemctl start --no-block builder-hot.service" in text
