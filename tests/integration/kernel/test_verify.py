@@ -43,7 +43,11 @@ def findings(plan: VerifyPlan) -> list[str]:
 
 def test_kubelet_finds_the_image_by_every_name_and_starts_it(baked: DataVolume) -> None:
     before = baked.path.stat()
-    show = "id -u; cat /opt/app/data.txt /proc/net/dev /proc/1/comm; echo no >&2; test ! -w /var/lib/builder/models; printf end"
+    show = """
+        id -u; cat /opt/app/data.txt /proc/net/dev /proc/1/comm; echo no >&2
+        while read -r _ place _ how _; do test $place != /var/lib/builder/models || echo models ${how%%,*}; done </proc/mounts
+        printf end
+    """
     report = verify(VerifyPlan(baked.path, run=("/bin/sh", "-c", show)))
     assert report.checks.keys() == {
         "build record", "partition table", "file system", "strays", "SELinux labels", "content", "unpacked layers", "weights",
@@ -58,7 +62,7 @@ def test_kubelet_finds_the_image_by_every_name_and_starts_it(baked: DataVolume) 
     lines.remove("no")  # of standard error, which is logged beside standard output
     assert lines[:2] == ["10001", "second layer"]
     assert [line.split(":")[0].strip() for line in lines if ":" in line] == ["lo"]  # no other network interface
-    assert lines[-2:] == ["sh", "end"]  # it is process 1, in a namespace of its own
+    assert lines[-3:] == ["sh", "models ro", "end"]  # it is process 1, in a namespace of its own
     assert run.reference == f"registry.example.com/llm/tiny@{baked.images[0]['digest']}"
     after = baked.path.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)  # only a copy was written
