@@ -422,15 +422,6 @@ def specify_node(volume: DataVolume, settings: Bake, *, name: str, snapshot_id: 
 
 
 def specify_again(
-<<<<<<< HEAD
-    record: Path, *, settings: Mapping[str, Any], name: str = "", to: Path | None = None, hot: Path | None = None,
-    reader_image: str = "", **at: str,
-) -> tuple[SnapshotRef, NodeSpecs, Path]:  # fmt: skip
-    """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside.
-
-    hot: a list of hot blocks of this disk; what reads them is then part of the user data.
-    """
-=======
     record: Path,
     *,
     settings: Mapping[str, Any],
@@ -441,22 +432,16 @@ def specify_again(
     **at: str,
 ) -> tuple[SnapshotRef, NodeSpecs, Path]:
     """The same from the record that bake disk wrote, once the cloud has given the disk its id; and the disk they lie beside."""
->>>>>>> main
+    from builder.config.recorded import settings_of
     from builder.node import specs
-    from builder.node.hot import hotlist, reader
 
     found = specs.read_record(record)
     disk = (to or record.parent).absolute() / record.name.removesuffix(".json")
     volume = found.volume | {"path": str(record.parent.absolute() / disk.name)}
     chosen = settings_of(found.settings, **settings)
     ref = specs.snapshot_ref(volume, chosen, name=name or found.name, **at)
-<<<<<<< HEAD
-    first = reader.starter(hotlist.read(hot).of_disk(ref.sha256, disk), disk.name, image=reader_image) if hot else ""
-    return ref, specs.NodeSpecs(specs.render(ref, hot=first), ref.hydration), disk
-=======
     reads = specs.hot_texts(hot, ref, reader_image) if hot else {}
     return ref, specs.NodeSpecs(specs.render(ref, hot=reads), ref.hydration), disk
->>>>>>> main
 
 
 def verify_image(

@@ -33,15 +33,9 @@ if TYPE_CHECKING:
 @click.option("--throughput", type=int, default=None, help="Provisioned MiB/s.")
 @click.option("--hydrate", "hydrated", type=click.Choice(["none", "rate", "fsr"]), default=None, help="How blocks get there.")
 @click.option("--rate", "mib_per_s", type=int, default=None, help="Initialisation rate, 100 to 300 MiB/s.")
-<<<<<<< HEAD
-@click.option("--hot", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="LIST",
-              help="OUT.img.hot.json of bake hot: the user data then reads these blocks first.")  # fmt: skip
-@click.option("--reader-image", default="", metavar="REF", help="Bottlerocket, with --hot: the bootstrap container's image.")
-=======
 @click.option("--hot", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
               help="The list of bake hot, of this disk: nodes read its blocks first.")  # fmt: skip
 @click.option("--reader-image", default="", metavar="REF", help="Bottlerocket: image of the container that reads them.")
->>>>>>> main
 def command(session: Session, record: Path, snapshot_id: str, cluster: str, to: Path | None, name: str, region: str | None,
             kms_key: str, os_version: str | None, type_: str | None, iops: int | None, throughput: int | None,
             hydrated: str | None, mib_per_s: int | None, hot: Path | None, reader_image: str) -> None:  # fmt: skip
@@ -58,17 +52,7 @@ def command(session: Session, record: Path, snapshot_id: str, cluster: str, to: 
     given = {"snapshot_id": snapshot_id, "cluster": cluster, "kms_key": kms_key}
     at = {key: value for key, value in given.items() if value}
     ref, specs, disk = pipeline.specify_again(
-<<<<<<< HEAD
-        record,
-        name=name,
-        settings=settings,
-        to=to,
-        hot=hot,
-        reader_image=reader_image,
-        **{key: value for key, value in given.items() if value},
-=======
         record, name=name, settings=settings, to=to, hot=hot, reader_image=reader_image, **at
->>>>>>> main
     )
     written = specs.write(disk)
     session.show({"snapshot": ref.to_json(), "files": [str(path) for path in written]}, _story(ref, written))

@@ -92,6 +92,5 @@ def unit_files(ref: SnapshotRef, hot: Hot = NONE) -> dict[str, str]:
 def setup_script(ref: SnapshotRef, hot: Hot = NONE) -> str:
     high, low = thresholds(ref.used)
     files = {f"/etc/systemd/system/{name}": text for name, text in unit_files(ref, hot).items()}
-    files |= {reader.SCRIPT: hot[".hot.sh"]} if hot else {}
     return render.text("node/setup.sh.j2", disk=ref.file, label=FS_LABEL, files=files, mounts=MOUNTS, hot=HOT if hot else "",
                        used_percent=round(ref.used * 100), gc_low=low, gc_high=high)  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from builder.config.recorded import settings_of
 from builder.config.spec import Bake, Hydrate, Volume
 from builder.errors import ConfigError
 from builder.node import hydrate, specs
