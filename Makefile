@@ -48,6 +48,7 @@ test: setup system ## all tests, with a real engine, S3 server, loop disks and c
 	@scripts/engine || test -z "$(findstring docker,$(BUILDER_REQUIRE))"
 	@scripts/system # again: on Debian 12 cosign is in the release that the engine came from
 	@scripts/kernel || test -z "$(findstring vm,$(BUILDER_REQUIRE))"
+	@scripts/containerds || test -z "$(findstring containerds,$(BUILDER_REQUIRE))"
 	@if docker version >/dev/null 2>&1; then scripts/base-image; fi
 	@scripts/test-servers $(VENV)
 	@$(BIN)/pytest -q -n 2 tests/unit tests/attacks

@@ -56,7 +56,7 @@ class Hydration:
             "rate": f"{size} in {time} per node at ${self.node_usd:.4f}",
             "fsr": f"{size} at once, {self.credits} volumes per hour and zone, ${self.zone_usd_per_hour:.2f} per zone and hour",
             "none": f"{size} on first touch, up to {time} per node",
-            "other": f"{size}, read through by the cloud as it sees fit",
+            "other": f"{size}; outside AWS there is no rate to set",
         }[self.mode]
         if self.mode == "other":
             return text
@@ -67,7 +67,7 @@ def elsewhere(nonzero_bytes: int) -> Hydration:
     """The plan outside AWS, where there is no rate to buy and we know no price.
 
     >>> print(elsewhere(12 << 30))
-    12.0 GiB, read through by the cloud as it sees fit
+    12.0 GiB; outside AWS there is no rate to set
     """
     return Hydration("other", nonzero_bytes, 0.0, 0.0, 0.0, 0.0, 0)
 

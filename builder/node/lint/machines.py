@@ -75,11 +75,8 @@ def decoded(part: Part) -> tuple[str, bool]:
     while isinstance(part.raw, list) and part.raw:
         part = part.at(0)
     text = part.text
-    packed = "".join(text.split())
-    if len(packed) < 8 or not packed.isascii() or "[" in packed:
-        return text, False
     try:
-        return base64.b64decode(packed, validate=True).decode(), True
+        return base64.b64decode("".join(text.split()), validate=True).decode(), True
     except (binascii.Error, ValueError):
         return text, False
 

@@ -131,7 +131,7 @@ def _user(cri: Cri, container: str) -> str:
 
 
 def said(log: Path) -> str:
-    """What the container wrote, both streams in the order of writing. Each line begins with time, stream and a mark."""
+    """What the container wrote, both streams as containerd logged them. Each line begins with time, stream and a mark."""
     if not log.is_file():
         return ""
     out = bytearray()

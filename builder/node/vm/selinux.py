@@ -61,6 +61,10 @@ def findings(said: dict[str, str]) -> list[str]:
     if "context" not in said:
         return [f"SELinux: the container that tries to write did not start: {said.get('failure', 'no result')}"]
     found = []
+    denied = [name for name in ("layers", "models") if said.get(name, "").endswith("denied")]
+    if said.get("user") != "0" or (denied and "denial" not in said):  # something besides the policy may have denied it
+        by = said.get("denial", "no rule")
+        found.append(f"SELinux: tried as user {said.get('user')}, denied by {by}, expected root and a rule")
     if ":container_t:" not in said["context"]:
         found.append(f"SELinux: the container ran as {said['context']}, expected container_t")
     for name, expected in (("layers", ("read denied",)), ("models", ("read denied", "none"))):

@@ -185,6 +185,7 @@ def test_a_machine_that_is_not_done_in_time_is_ended(baked: DataVolume, free: Pa
         boot(VmPlan(baked.path, (command(baked, "id -u"),), timeout_s=1.0, scratch=free))
 
 
+@pytest.mark.vm
 def test_a_kernel_that_panics_is_told(baked: DataVolume, free: Path) -> None:
     """There is no room for the initial RAM disk."""
     with pytest.raises(BuilderError, match="did not come to its first process") as caught:
@@ -192,7 +193,10 @@ def test_a_kernel_that_panics_is_told(baked: DataVolume, free: Path) -> None:
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.vm), (signal.SIGKILL, -9)],
+)
 def test_a_killed_boot_leaves_nothing(baked: DataVolume, free: Path, number: signal.Signals, status: int) -> None:
     """After SIGKILL the machine is gone at once, and its files with the next clean-up."""
     child = subprocess.Popen([sys.executable, "-c", BOOT, baked.path, free])

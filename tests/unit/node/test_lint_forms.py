@@ -317,3 +317,32 @@ def test_two_classes_of_one_name_are_baked_if_one_is(tmp_path: Path) -> None:
 def test_a_schema_is_no_pod(tmp_path: Path) -> None:
     schema = {"default": {"containers": [ALWAYS]}}
     assert rules(tmp_path, {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": schema}) == []
+
+
+@pytest.mark.parametrize(
+    ("user_data", "expected"),
+    [(TOML.replace("soci", "overlayfs"), ["device-name"]), (MIME.replace("true", "false"), []), ("", [])],
+)
+def test_the_system_of_a_launch_template_is_told_by_its_user_data(tmp_path: Path, user_data: str, expected: list[str]) -> None:
+    data = template(UserData=packed(user_data))
+    data["BlockDeviceMappings"][0]["DeviceName"] = "/dev/sdf"
+    assert rules(tmp_path, data, name="a.json") == expected
+
+
+def test_a_node_config_may_be_all_of_the_user_data(tmp_path: Path) -> None:
+    """As Karpenter takes it for AL2023; lines count from the block in the manifest."""
+    config = """
+    apiVersion: node.eks.aws/v1alpha1
+    kind: NodeConfig
+    spec:
+      featureGates:
+        FastImagePull: true
+"""
+    body = (HERE / "good" / "raid0-al2023.yaml").read_text()
+    head, _, tail = body.partition("  userData: |\n")
+    after = tail[tail.index("  blockDeviceMappings") :]
+    text = f"{head}  userData: |{config}{after}"
+    expected = text.splitlines().index("        FastImagePull: true") + 1
+    assert [one for one in found(tmp_path, text) if one[1] != "not-mounted"] == [(expected, "snapshotter")]
+    broken = text.replace("kind: NodeConfig", "kind: [")
+    assert [rule for _, rule in found(tmp_path, broken) if rule != "not-mounted"] == ["unreadable"]

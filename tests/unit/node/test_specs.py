@@ -124,7 +124,7 @@ def test_a_speed_that_ec2_refuses_is_refused_here(settings: Volume, said: str) -
 def test_a_setting_out_of_range_is_one_clear_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(specs.record(ref(), volume()))
     with pytest.raises(ConfigError, match=said):
-        specs.settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
+        settings_of(specs.read_record(tmp_path / "d.json").settings, **changes)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_hot_blocks_have_a_place_on_every_node_but_gkes() -> None:
         files = made(target, hot=hot_texts(target))
         assert files[".units/builder-hot.service"] == hot_texts(target)[".hot.service"]
         assert "systemctl start --no-block builder-hot.service" in files[".setup.sh"]
-        assert hot_texts(target)[".hot.sh"] in files[".setup.sh"]
+        assert hot_texts(target)[".hot.service"].strip() in files[".setup.sh"]  # the unit carries its program
         assert "builder-hot" not in made(target)[".setup.sh"]
     with pytest.raises(ConfigError, match="hot blocks for gke-secondary"):
         made("gke-secondary", hot=hot_texts("raw"))
@@ -224,7 +224,7 @@ def test_the_longest_list_of_hot_blocks_fits_into_user_data() -> None:
         text = files[".user-data.toml" if target == "bottlerocket" else ".user-data.txt"]
         assert 8 << 10 < len(text) <= 16 << 10
         with pytest.raises(ConfigError, match="EC2 takes 16384"):
-            made(target, hot=reader.files(many, "data.img") | {".hot.toml": "#" * 17_000, ".hot.sh": "#" * 17_000})
+            made(target, hot=reader.files(many, "data.img") | {".hot.toml": "#" * 17_000, ".hot.service": "#" * 17_000})
 
 
 def test_the_arithmetic_of_hydration() -> None:
@@ -238,4 +238,4 @@ def test_the_arithmetic_of_hydration() -> None:
     assert hydrate.plan(12 * GIB, 120 * GIB, mode="fsr").credits == 8
     assert [hydrate.plan(GIB, gib * GIB, mode="fsr").credits for gib in (20, 1024, 4096)] == [10, 1, 1]
     assert hydrate.plan(GIB, 20 * GIB, mode="none").seconds == pytest.approx(204.8)
-    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB, read through by the cloud as it sees fit"
+    assert str(hydrate.elsewhere(GIB)) == "1.00 GiB; outside AWS there is no rate to set"

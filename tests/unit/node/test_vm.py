@@ -214,16 +214,19 @@ def test_half_a_line_is_not_read() -> None:
     [("read denied", ""), ("read written", "read written, expected read denied"), ("unreadable denied", "unreadable")],
 )
 def test_what_a_container_may_do_to_the_cache(layers: str, says: str) -> None:
-    said = f"context system_u:system_r:container_t:s0:c1,c2\nlayers {layers}\nmodels none\n"
-    line = f"probe 0 {text(said)} {text('')}"
+    said = f"user 0\ncontext system_u:system_r:container_t:s0:c1,c2\nlayers {layers}\nmodels none\n"
+    line = f"probe 0 {text(said)} {text('denied { append } tcontext=u:object_r:cache_t:s0')}"
     found = selinux.findings(read([*GOOD[:-1], line, "end"]).probe)
     assert says in "\n".join(found)
     assert bool(found) is bool(says)
 
 
 def test_a_container_without_its_label_proves_nothing() -> None:
-    plain = {"context": "system_u:system_r:system_t:s0", "layers": "read denied", "models": "none"}
-    assert "expected container_t" in selinux.findings(plain)[0]
+    good = {"user": "0", "denial": "x", "context": "a:b:container_t:s0", "layers": "read denied", "models": "none"}
+    assert selinux.findings(good) == []
+    assert "expected container_t" in selinux.findings({**good, "context": "system_u:system_r:system_t:s0"})[0]
+    assert "expected root and a rule" in selinux.findings({**good, "user": "10001"})[0]
+    assert "denied by no rule" in selinux.findings({key: value for key, value in good.items() if key != "denial"})[0]
     failed = read([*GOOD[:-1], f"probe 1 {text('exec format error')} {text('')}", "end"]).probe
     assert "did not start: exit status 1: exec format error" in selinux.findings(failed)[0]
 

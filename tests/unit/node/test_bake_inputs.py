@@ -1,0 +1,135 @@
+"""What the command line and builder.yaml name for a bake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builder.cli.bake import disk as command
+from builder.cli.bake import inputs
+from builder.cli.bake.inputs import Asked
+from builder.config.load import Loaded, load
+from builder.config.spec import Bake
+from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
+from builder.node import plan, registry
+from builder.node.inputs import CompiledInput, ImageInput, WeightsInput
+from builder.node.plan import BakePlan
+from builder.node.targets import TARGETS
+from builder.progress import NoProgress
+
+YAML = """\
+version: 1
+name: tiny
+model: {source: model}
+weights: {store: 's3://b/tiny', endpoint_url: 'https://s3.example.com', region: eu-1}
+image: {repository: r.example.com/tiny, engine: {name: transformers, version: '5.23.0'}, ca_bundle: ca.pem}
+bake: {contents: [weights, compile-cache], target: raw, platform: linux/arm64, containerd: bin}
+"""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Loaded:
+    (tmp_path / "builder.yaml").write_text(YAML)
+    return load(tmp_path / "builder.yaml")
+
+
+def test_the_command_line_is_taken_before_the_description(loaded: Loaded, tmp_path: Path) -> None:
+    asked = Asked(weights=(tmp_path,))
+    assert inputs.weights(asked, loaded) == (WeightsInput(tmp_path),)
+    assert inputs.compiled(asked, loaded) == ()
+    assert inputs.images(asked, loaded, tmp_path, NoProgress()) == ()
+
+
+def test_the_description_names_stores(loaded: Loaded, tmp_path: Path) -> None:
+    assert inputs.weights(Asked(), loaded) == (WeightsInput(None, "s3://b/tiny", "tiny", "https://s3.example.com", "eu-1"),)
+    assert inputs.compiled(Asked(), loaded) == (
+        CompiledInput(None, "s3://b/tiny/compile-cache", "tiny", "https://s3.example.com", "eu-1"),
+    )
+    assert (loaded.spec.bake.target, loaded.spec.bake.platform, loaded.spec.bake.containerd) == ("raw", "linux/arm64", "bin")
+
+
+def test_a_cache_of_the_image_comes_before_the_store(tmp_path: Path) -> None:
+    (tmp_path / "builder.yaml").write_text(YAML.replace("ca_bundle: ca.pem", "compile_cache: caches/h100"))
+    assert inputs.compiled(Asked(), load(tmp_path / "builder.yaml")) == (CompiledInput(tmp_path / "caches/h100"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("layout", ("", "layout")),
+        ("acme/llm:v7=layout", ("acme/llm:v7", "layout")),
+        ("tiny@ab12=s3://b/p?x=1", ("tiny@ab12", "s3://b/p?x=1")),
+        ("s3://b/p?x=1", ("", "s3://b/p?x=1")),
+    ],
+)
+def test_a_name_before_a_place(text: str, pair: tuple[str, str]) -> None:
+    assert inputs._split(text) == pair
+
+
+def test_a_path_that_is_there_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    assert inputs._split(str(tmp_path / "a=b")) == ("", str(tmp_path / "a=b"))
+
+
+def test_logins_are_where_docker_keeps_them(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert inputs._access(Asked(), None).authfile is None
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text("{}")
+    assert inputs._access(Asked(), None).authfile == tmp_path / ".docker/config.json"
+    assert inputs._access(Asked(), loaded).ca == tmp_path / "ca.pem"
+    assert inputs._access(Asked(ca=Path("other.pem")), loaded).ca == Path("other.pem")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "elsewhere"))
+    assert inputs._access(Asked(), None).authfile is None
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / ".docker"))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", "x")  # skopeo reads it by itself
+    assert inputs._access(Asked(), None).authfile is None
+
+
+def test_the_command_and_the_description_know_the_same_targets() -> None:
+    assert tuple(TARGETS) == command.TARGETS
+    assert tuple(Bake.model_json_schema()["properties"]["target"]["enum"]) == command.TARGETS
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "taken", "says"),
+    [
+        ("raw", {"archive": True}, "", "target raw has no archive form"),
+        ("gke-secondary", {"weights": (WeightsInput(store="s"),)}, "", "holds unpacked images and nothing else"),
+        ("gke-secondary", {"keep_blobs": True}, "", "holds unpacked images and nothing else"),
+        ("azure-data", {}, "d.img.vhd", r"d\.img\.vhd: already there"),
+        ("gke-secondary", {"archive": True}, "d.img.tar.gz", r"d\.img\.tar\.gz: already there"),
+        ("raw", {"loop": False}, "d.img.tree", r"d\.img\.tree: already there"),
+    ],
+)
+def test_a_plan_that_its_target_cannot_hold_is_refused(
+    tmp_path: Path, target: str, more: dict[str, object], taken: str, says: str
+) -> None:
+    if taken:
+        (tmp_path / taken).touch()
+    order = BakePlan(tmp_path / "d.img", (ImageInput(tmp_path),), size=1 << 30, target=TARGETS[target], **more)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=says):
+        plan.check(order)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("FATA unauthorized: authentication required", RemoteError, "r.example.com refuses the login"),
+        ("manifest unknown: manifest unknown", RemoteError, "r.example.com has no such image"),
+        ("dial tcp: lookup r.example.com: no such host", RemoteError, "r.example.com does not answer"),
+        ("x509: certificate signed by unknown authority", RemoteError, "a certificate that is not trusted"),
+        ("toomanyrequests: rate limit", RemoteError, "asks to come back later"),
+        ("Digest did not match, expected sha256:0", IntegrityError, "sent other bytes than a digest names"),
+        ("something else", RemoteError, "something else"),
+    ],
+)
+def test_a_registrys_words_become_one_line(said: str, kind: type[BuilderError], message: str) -> None:
+    stamped = f'exit status 1 from: skopeo\n  time="2026-01-01T00:00:00Z" level=fatal msg="{said}"'
+    error = registry.refusal("r.example.com/a:1", stamped)
+    assert type(error) is kind
+    assert message in error.message
+    assert "time=" not in error.message
