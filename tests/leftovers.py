@@ -9,13 +9,20 @@ from builder.node import workplace
 
 
 def leftovers(base: Path) -> list[str]:
-    """Loop devices, mounts, processes and folders of disks below `base`; other runs may be at work beside this one."""
+    """Loop devices, mounts, processes and folders of disks below `base`; other runs may be at work beside this one, and begin
+    and end while this looks."""
+    before = _others(base)
     loops = subprocess.check_output(["losetup", "-n", "-O", "BACK-FILE"], text=True).split("\n")
-    alive = {p for p in workplace.RUN.glob("*/") if f'"{base}' not in _read(p / "record.json")}
     lines = subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
     found = [str(p) for p in workplace.mounts_under(workplace.RUN)] + [line for line in lines if f"{workplace.RUN}/" in line]
     found += [str(p) for p in workplace.RUN.glob("*")]
+    alive = before | _others(base)
     return [line for line in loops if str(base) in line] + [f for f in found if not any(str(p) in f for p in alive)]
+
+
+def _others(base: Path) -> set[Path]:
+    """Workplaces of other runs."""
+    return {p for p in workplace.RUN.glob("*/") if f'"{base}' not in _read(p / "record.json")}
 
 
 def _read(path: Path) -> str:

@@ -135,21 +135,12 @@ def listing(root: Path) -> dict[bytes, tuple[object, ...]]:
                 inodes.setdefault(seen.st_ino, []).append(relative)
             elif stat.S_ISLNK(kind):
                 content = os.readlink(path)  # noqa: PTH115
-            attributes = {
-                key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
-            }
-            attributes = {key: value for key, value in attributes.items() if key != "security.selinux"}
+            keys = [key for key in os.listxattr(path, follow_symlinks=False) if key != "security.selinux"]
+            attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in keys}
             device = seen.st_rdev if stat.S_ISCHR(kind) or stat.S_ISBLK(kind) else 0
             dated = not stat.S_ISDIR(kind) or relative == b"tmp"
-            found[relative] = (
-                oct(kind),
-                seen.st_uid,
-                seen.st_gid,
-                device,
-                int(seen.st_mtime) if dated else 0,
-                attributes,
-                content,
-            )
+            mtime = int(seen.st_mtime) if dated else 0
+            found[relative] = (oct(kind), seen.st_uid, seen.st_gid, device, mtime, attributes, content)
     for names in inodes.values():
         for name in names:
             found[name] = (*found[name], sorted(names))
@@ -163,9 +154,7 @@ def overlay(volume: DataVolume, folder: Path) -> Iterator[Path]:
     disk, merged = folder / "disk", folder / "merged"
     disk.mkdir()
     merged.mkdir()
-    options = (
-        "loop,ro" + (",noload" if volume.filesystem == "ext4" else ",norecovery") + (f",offset={1 << 20}" if table else "")
-    )
+    options = f"loop,ro,{'noload' if volume.filesystem == 'ext4' else 'norecovery'},offset={1 << 20 if table else 0}"
     subprocess.run(["mount", "-o", options, volume.path, disk], check=True)
     try:
         lower = ":".join(str(disk / one["path"]) for one in reversed(volume.images[0]["unpacked"]))

@@ -114,6 +114,7 @@ def test_a_file_is_hot_only_where_a_read_overlaps_it() -> None:
     parts = [extents.Extent(0, 36 << 10, 8 << 10), extents.Extent(8 << 10, 48 << 10, 4 << 10)]
     assert touched.hits(parts, 10_000, order) == (1, ((4096, 5904),))
     assert touched.hits([extents.Extent(0, 1 << 20, 4096)], 4096, order)[1] == ()
+    assert touched.hits([extents.Extent(0, 36 << 10, 16 << 10)], 4096, order)[1] == ()  # preallocated beyond its end
 
 
 def test_the_reader_counts_from_where_the_node_finds_the_file_system() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builder.node.lint import Disk, lint, open_disk
+from builder.node.lint import Disk, lint, open_disk, run
 from tests.unit.node.test_lint import HERE
 
 DIGEST = "sha256:" + "ab" * 32
@@ -176,6 +176,7 @@ managedNodeGroups:
         ("volumeSize: 120", "volumeEncrypted: true", 10, "kms"),
         ("/dev/xvdb", "/dev/xvda", 9, "device-name"),
         ("max-concurrent-downloads: 10", "snapshotter: soci", 16, "snapshotter"),
+        ("instanceTypes: [g6e.xlarge]", "kubeletExtraConfig: {imageGCHighThresholdPercent: 70}", 7, "gc-thresholds"),
         ("amiFamily: Bottlerocket", "overrideBootstrapCommand: 'crictl rmi --prune'", 6, "boot-wipes"),
     ],
 )
@@ -346,3 +347,28 @@ def test_a_node_config_may_be_all_of_the_user_data(tmp_path: Path) -> None:
     assert [one for one in found(tmp_path, text) if one[1] != "not-mounted"] == [(expected, "snapshotter")]
     broken = text.replace("kind: NodeConfig", "kind: [")
     assert [rule for _, rule in found(tmp_path, broken) if rule != "not-mounted"] == ["unreadable"]
+
+
+def test_kubelet_of_a_node_class_is_judged_where_the_volume_is_baked(tmp_path: Path) -> None:
+    options = "  kubelet: {imageGCHighThresholdPercent: 70, imageGCLowThresholdPercent: 80}\n  blockDeviceMappings:"
+    body = (HERE / "good" / "kms.yaml").read_text().replace("  blockDeviceMappings:", options)
+    assert rules(tmp_path, body) == ["gc-thresholds"]
+    assert rules(tmp_path, body.replace("        snapshotID:", "        #").replace("        volumeInit", "        #")) == []
+
+
+def test_a_node_group_without_a_baked_volume_may_do_as_it_likes(tmp_path: Path) -> None:
+    text = EKSCTL.replace("max-concurrent-downloads: 10", "snapshotter: soci")
+    assert rules(tmp_path, text) == ["snapshotter"]
+    assert rules(tmp_path, text.replace("        snapshotID:", "        #").replace("        volumeInit", "        #")) == []
+
+
+def test_nothing_to_judge_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kind: ConfigMap\napiVersion: v1\ndata: {containers: x}\n---\n" + EKSCTL)
+    assert run([tmp_path]).understood == 2  # the machine, and its settings
+    (tmp_path / "a.yaml").write_text("kind: ConfigMap\napiVersion: v1\ndata: {containers: x}\n")
+    assert run([tmp_path]).understood == 0
+
+
+def test_parts_of_mime_that_are_no_text_are_not_scripts(tmp_path: Path) -> None:
+    text = MIME.replace("text/x-shellscript", "application/x-archive").replace(MOUNT, "crictl rmi --prune")
+    assert rules(tmp_path, text, name="user-data") == ["snapshotter"]
