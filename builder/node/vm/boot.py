@@ -38,7 +38,7 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
         # What is named here a later clean-up may remove, if this process is killed: never the baked disk.
         ram_disk = (plan.scratch or Path(tempfile.gettempdir())) / f"{plan.disk.name}.{os.getpid()}.initrd"
         stack.callback(ram_disk.unlink, missing_ok=True)
-        place = stack.enter_context(workplace.workplace(ram_disk, run=_run_folder()))
+        place = stack.enter_context(workplace.workplace(ram_disk, temporary=True, run=_run_folder()))
         told = stack.enter_context(step(progress or NoProgress(), "bake: virtual machine"))
         told.note("initial RAM disk")
         initrd.write(ram_disk, _files(plan, volume, userland.entries(runtime, linux), place))
