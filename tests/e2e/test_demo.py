@@ -135,7 +135,7 @@ def test_docker_run_answers_a_chat_request(container: tuple[str, str], whole: De
     }
     body = json.dumps(question).encode()
     request = urllib.request.Request(f"{container[0]}/v1/chat/completions", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
         text = json.load(answer)["choices"][0]["message"]["content"]
     assert "pacific" in text.lower()
 
@@ -143,11 +143,11 @@ def test_docker_run_answers_a_chat_request(container: tuple[str, str], whole: De
 @pytest.mark.docker
 @pytest.mark.root
 def test_metrics_and_phases_are_served(container: tuple[str, str]) -> None:
-    with urllib.request.urlopen(f"{container[1]}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{container[1]}/metrics", timeout=BOUND_S) as answer:
         metrics = answer.read().decode()
     assert re.search(r'^builder_phase_seconds\{[^}]*phase="weights_all"[^}]*\} \d', metrics, re.MULTILINE)
     assert "builder_ready 1" in metrics
-    with urllib.request.urlopen(f"{container[1]}/phases", timeout=10) as answer:
+    with urllib.request.urlopen(f"{container[1]}/phases", timeout=BOUND_S) as answer:
         assert {"weights_all", "engine_init", "first_token"} <= {phase["phase"] for phase in json.load(answer)}
 
 

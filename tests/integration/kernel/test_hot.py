@@ -30,6 +30,7 @@ from builder.node.hot.start import HotPlan, hot
 from builder.node.inputs import ImageInput
 from builder.node.targets import TARGETS
 from tests import oci
+from tests.bounds import BOUND_S
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
 BIG = 6 << 20  # more than read-ahead carries from a neighbour
@@ -196,7 +197,7 @@ def test_a_killed_trace_leaves_nothing_for_long(baked: DataVolume, tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
-    child.wait(30)
+    child.wait(BOUND_S)
     copy = baked.path.with_name("data.img.hot")
     assert copy.exists()
     assert any(text == f"file {copy}" for text in workplace.sweep())

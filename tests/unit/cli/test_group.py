@@ -14,6 +14,7 @@ import click
 import pytest
 
 from builder.cli.group import COMMANDS, group
+from tests.bounds import BOUND_S
 
 HEAVY = ("boto3", "botocore", "docker", "testcontainers", "huggingface_hub", "pydantic", "yaml", "jinja2", "rich", "obstore")
 
@@ -118,5 +119,5 @@ def test_a_signal_unwinds_what_is_open(number: signal.Signals, code: int, tmp_pa
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
         child.send_signal(number)
-        assert child.wait(10) == code
+        assert child.wait(BOUND_S) == code
     assert (tmp_path / "cleaned").exists()

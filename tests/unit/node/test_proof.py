@@ -19,6 +19,7 @@ from builder.node.proof import api, cri, exports, files, pause, secondary, table
 from builder.node.proof.report import Notes, first
 from builder.node.proof.start import said
 from builder.node.targets import BOTTLEROCKET, TARGETS, WholeDisk
+from tests.bounds import BOUND_S
 from tests.conftest import missing
 
 SIZE = 1 << 30
@@ -139,7 +140,7 @@ def test_the_first_process_of_a_pod_waits_until_it_is_killed(tmp_path: Path, pla
         assert used[0] == used[1]  # it sleeps; a loop would use a processor
     finally:
         child.kill()
-    assert child.wait(60) == -9
+    assert child.wait(BOUND_S) == -9
 
 
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}

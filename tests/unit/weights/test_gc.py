@@ -15,6 +15,7 @@ from builder.stores.directory import DirectoryStore
 from builder.transfer.checksum import sha256_hex
 from builder.weights import lease, refs
 from builder.weights.gc import GcReport, gc
+from tests.bounds import BOUND_S
 from tests.models import safetensors_model
 from tests.unit.weights.build import ENGINE, push
 from tests.unit.weights.dying import age, every_ref_is_complete, killed_everywhere
@@ -226,12 +227,12 @@ def test_a_push_that_starts_meanwhile_waits(store: DirectoryStore, tmp_path: Pat
         def delete(self, key: str) -> None:
             if key.startswith("chunks/"):
                 begun.set()
-                go.wait(30)
+                go.wait(BOUND_S)
             super().delete(key)
 
     collector = threading.Thread(target=lambda: run(Slow(store.root)))
     collector.start()
-    assert begun.wait(30)
+    assert begun.wait(BOUND_S)
     pusher = threading.Thread(target=lambda: push(version(tmp_path, 0), store, chunk_bytes=8192))
     pusher.start()
     while not keys(store, "leases/push/"):

@@ -12,6 +12,7 @@ import pytest
 from builder.format.manifest import Chunk
 from builder.weights import index as module
 from builder.weights.index import Index, Known
+from tests.bounds import BOUND_S
 
 ONE = "file:/a:1"
 CHUNKS = [Chunk(f"{n:064x}", n * 10, 10, f"{n:016x}") for n in range(20)]
@@ -145,6 +146,6 @@ def test_processes_append_at_once(folder: Path) -> None:
         "for n in range(start, start + 300): index.add_chunk('file:x', Chunk(f'{n:064x}', n, 1, f'{n:016x}'))\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(folder), str(n * 300)]) for n in range(3)]
-    assert [p.wait(60) for p in running] == [0, 0, 0]
+    assert [p.wait(BOUND_S) for p in running] == [0, 0, 0]
     found = Index(folder).known("file:x").chunks
     assert found == {(n, 1): Chunk(f"{n:064x}", n, 1, f"{n:016x}") for n in range(900)}
