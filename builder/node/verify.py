@@ -7,14 +7,14 @@ containerd version gets a fresh copy, because a newer one changes the database t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from builder import process
-from builder.errors import BuilderError, ConfigError
-from builder.node import containerd, disk, layout, programs, targets, workplace
+from builder.errors import BuilderError, CapabilityError, ConfigError
+from builder.node import containerd, disk, gke, layout, programs, targets, workplace
+from builder.node.copied import copied
 from builder.node.proof import (
     cri,
     exports,
@@ -30,6 +30,7 @@ from builder.node.proof import (
 )
 from builder.node.proof.report import RUN_S, ContainerRun, Notes, Opened, VerifyDisk, VerifyPlan, claim
 from builder.node.targets import CONTAINERD, Extent, Target
+from builder.node.vm.plan import VmBoot
 from builder.progress import NoProgress, Progress, step
 
 __all__ = ["RUN_S", "ContainerRun", "Opened", "VerifyDisk", "VerifyPlan", "verify"]
@@ -44,6 +45,8 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
         raise ConfigError(f"{plan.disk}: no such file")
     disk.need_root("builder bake verify")
     begun, notes, shown = time.monotonic(), Notes(), progress or NoProgress()
+    if plan.vm:
+        virtual.ready(plan)
     with workplace.terminable():
         workplace.sweep()
         extent = table.locate(plan.disk, notes)
@@ -51,12 +54,12 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
             raise claim(plan.disk, notes)
         with _copy(plan, extent, notes, shown) as place:
             record, target, free = _audit(plan, extent, place.mount, notes, shown)
-            versions = plan.programs or (programs.find(),) if target.containerd_root else ()
+            versions = _versions(plan, target, notes)
             opened = [_open(plan, one, place, record, notes, shown) for one in versions[:1]]
         for one in versions[1:]:
             with _copy(plan, extent, notes, shown) as place:
                 opened.append(_open(plan, one, place, record, notes, shown))
-        booted = virtual.boot(plan, target, record, notes, shown) if plan.vm else None
+        booted = _boot(plan, target, record, notes, shown) if plan.vm else None
     if notes.findings:
         raise claim(plan.disk, notes)
     return VerifyDisk(plan.disk, target.name, notes.checks, tuple(opened), free, time.monotonic() - begun, booted)
@@ -65,14 +68,9 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
 @contextmanager
 def _copy(plan: VerifyPlan, extent: Extent, notes: Notes, progress: Progress) -> Iterator[workplace.Workplace]:
     """A copy of the disk, mounted with the options of a node; gone at the end."""
-    copy = (plan.scratch or plan.disk.parent) / f"{plan.disk.name}.check"
     with ExitStack() as stack:
-        stack.callback(copy.unlink, missing_ok=True)
-        place = stack.enter_context(workplace.workplace(copy, temporary=True))
-        with step(progress, "bake: copy"):
-            disk.need_space(copy.parent, plan.disk.stat().st_blocks * 512)
-            process.run(["cp", "--sparse=always", "--reflink=auto", plan.disk, copy])
-        device = stack.enter_context(disk.attached(copy, extent))
+        place = stack.enter_context(copied(plan.disk, ".check", plan.scratch, progress))
+        device = stack.enter_context(disk.attached(place.disk, extent))
         try:
             stack.enter_context(disk.mounted(device, place.mount))
         except BuilderError as exc:
@@ -87,16 +85,20 @@ def _audit(plan: VerifyPlan, extent: Extent, root: Path, notes: Notes,
     record = files.record(root, notes)
     target = _target(plan, record, extent)
     table.audit(plan.disk, extent, target, notes)
+    of_root: dict[str, Callable[[], None]] = {
+        "strays": lambda: files.audit_strays(root, notes),
+        "SELinux labels": lambda: files.audit_labels(root, target, notes),
+        "content": lambda: files.audit_blobs(root, record, notes),
+        "weights": lambda: files.audit_weights(root, record, notes),
+        "compile caches": lambda: files.audit_compiled(root, record, notes),
+    }
+    of_lists: dict[str, Callable[[], None]] = {gke.LAYERS: lambda: secondary.audit(root, record, notes)}
     with step(progress, "bake: labels, blobs, layers, weights"):
-        layers.audit(root, record, notes)
-        if target.containerd_root:
-            files.audit_strays(root, notes)
-            files.audit_labels(root, target, notes)
-            files.audit_blobs(root, record, notes)
-            files.audit_weights(root, record, notes)
-            files.audit_compiled(root, record, notes)
-        else:
-            secondary.audit(root, record, notes)
+        with _told("unpacked layers", notes):
+            layers.audit(root, record, notes)
+        for check, audit in (of_root if target.containerd_root else of_lists).items():
+            with _told(check, notes):
+                audit()
         exports.audit(plan.disk, target, notes)
     return record, target, files.audit_space(root, target, notes)
 
@@ -104,11 +106,11 @@ def _audit(plan: VerifyPlan, extent: Extent, root: Path, notes: Notes,
 def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workplace, record: dict[str, Any], notes: Notes,
           progress: Progress) -> Opened:  # fmt: skip
     """What this containerd finds on the copy, and a container of every image that it finds."""
-    cri.need_client()
     begun, images, caches = time.monotonic(), record.get("images", []), place.mount / CONTAINERD
     own, runs = notes.of(f"containerd {version.version}: "), list[ContainerRun]()
     order = start.Order(place.mount, place.folder / "logs", plan.run, plan.run_s)
-    with step(progress, f"bake: containerd {version.version}, start without pull"):
+    with step(progress, f"bake: containerd {version.version}, start without pull"), _blamed(place, version, own):
+        cri.need_client()
         with containerd.containerd(caches, place.folder, programs=version) as daemon:
             references.audit_labels(daemon, own)
             whole = [image for image in images if references.audit_image(daemon, image, own) and _native(image, own)]
@@ -123,6 +125,52 @@ def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workpla
                     if kubelet.audit(client, image, version.version, own):
                         runs += start.start(client, image, order, own)
     return Opened(version.version, own.checks, tuple(runs), time.monotonic() - begun)
+
+
+@contextmanager
+def _told(check: str, notes: Notes) -> Iterator[None]:
+    """What the file system refuses to give is a finding, and hides no other. What this machine lacks is one beside others."""
+    try:
+        yield
+    except OSError as exc:
+        notes.add(check, "", [f"{exc.filename or 'the disk'}: {exc.strerror or exc}"])
+    except CapabilityError as exc:
+        if not notes.findings:
+            raise
+        notes.add(check, "", [exc.message])
+
+
+@contextmanager
+def _blamed(place: workplace.Workplace, version: programs.Programs, notes: Notes) -> Iterator[None]:
+    """A containerd that fails on the disk is a finding: unless it does so on an empty folder too, which is this machine's
+    fault, and raised."""
+    with _told("containerd", notes):
+        try:
+            yield
+        except CapabilityError:
+            raise
+        except BuilderError as exc:
+            with containerd.containerd(place.folder / "empty", place.folder, sandbox_image=pause.NAME, programs=version):
+                notes.add("containerd", "", [exc.message])
+
+
+def _versions(plan: VerifyPlan, target: Target, notes: Notes) -> tuple[programs.Programs, ...]:
+    """Those asked for, or the one of this machine; none for a disk that holds no containerd root."""
+    if not target.containerd_root:
+        return ()
+    with _told("containerd", notes):
+        return plan.programs or (programs.find(),)
+    return ()
+
+
+def _boot(plan: VerifyPlan, target: Target, record: dict[str, Any], notes: Notes, progress: Progress) -> VmBoot | None:
+    try:
+        return virtual.boot(plan, target, record, notes, progress)
+    except BuilderError as exc:  # no machine, or none in time: said after what was found before
+        if not notes.findings:
+            raise
+        notes.add(virtual.CHECK, "", [exc.message])
+        return None
 
 
 def _native(image: dict[str, Any], notes: Notes) -> bool:

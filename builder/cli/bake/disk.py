@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from builder.cli.bake import inputs
-from builder.cli.bake.evidence import Ask, evidence, ready, verified
+from builder.cli.bake.evidence import Ask, arguments, evidence, ready, verified
 from builder.cli.common import Session, file_option, options, table
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.node.targets import target as target_of
 
     need_root("builder bake disk")
+    ask = Ask(arguments(run))
     if check and not no_loop:
         ready()
     asked = inputs.Asked(images, layouts, weights, compiled, platform or "", ca)
@@ -94,7 +95,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
-    report = verified(session, out, Ask(run)) if check and not no_loop else None
+    report = verified(session, out, ask) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = [*volume.exports, *specs.write(out)]
     data = {

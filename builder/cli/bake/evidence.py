@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli.common import Session
+from builder.errors import ConfigError
 
 if TYPE_CHECKING:
     from builder.node.verify import Opened, VerifyDisk
@@ -19,9 +20,9 @@ SHORT = 20
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the command line says of the proof. run: arguments in one text. containerds: executables or their folders."""
+    """What the command line says of the proof. run: `arguments`. containerds: executables or their folders."""
 
-    run: str | None = None
+    run: tuple[str, ...] | None = None
     run_s: float | None = None
     target: str = ""
     containerds: tuple[Path, ...] = ()
@@ -38,6 +39,14 @@ def ready() -> None:
     need_client()
 
 
+def arguments(text: str | None) -> tuple[str, ...] | None:
+    """The words of --run, quoted as in a shell. Raises ConfigError for a quotation mark without its fellow."""
+    try:
+        return tuple(shlex.split(text)) if text is not None else None
+    except ValueError as exc:
+        raise ConfigError(f"--run: {text!r}: {str(exc).lower()}", hint="quote it for two shells: --run '-c \"a b\"'") from exc
+
+
 def verified(session: Session, path: Path, ask: Ask) -> VerifyDisk:
     """The report. Raises ClaimError with every finding."""
     from builder import pipeline
@@ -46,7 +55,7 @@ def verified(session: Session, path: Path, ask: Ask) -> VerifyDisk:
 
     plan = VerifyPlan(
         path,
-        run=tuple(shlex.split(ask.run)) if ask.run is not None else None,
+        run=ask.run,
         run_s=ask.run_s or RUN_S,
         target=ask.target,
         programs=tuple(find(one) for one in ask.containerds),

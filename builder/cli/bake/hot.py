@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from builder.cli.bake.evidence import arguments
 from builder.cli.common import Session, options, table
+from builder.errors import ConfigError
 
 if TYPE_CHECKING:
     from builder.node.hot.hotlist import HotList
@@ -42,19 +43,22 @@ def command(session: Session, image: Path, run: str | None, images: tuple[str, .
     from builder.node.hot import reader
     from builder.node.hot.start import HotPlan
 
+    given = [name for name, value in (("--run", run), ("--image", images), ("--seconds", seconds), ("--out", out)) if value]
+    if known and given:
+        raise ConfigError(f"{given[0]}: with --list nothing is started and no list is written", hint=f"leave {given[0]} out")
+    if out and not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out.parent}: no such folder", hint=f"mkdir -p {out.parent}")
     if known:
         found = pipeline.known_hot_blocks(known, image)
     else:
-        arguments = tuple(shlex.split(run)) if run is not None else None
-        plan = HotPlan(image, run=arguments, images=images, seconds=seconds, method=method)
+        plan = HotPlan(image, run=arguments(run), images=images, seconds=seconds, method=method)
         found = pipeline.find_hot_blocks(plan, progress=session.progress)
-    texts = reader.files(found, image.name, image=reader_image or reader.IMAGE)
-    written = [image.with_name(image.name + suffix) for suffix in texts]
-    for path, text in zip(written, texts.values(), strict=True):
-        path.write_text(text)
-    if not known:
-        written.insert(0, out or image.with_name(f"{image.name}.hot.json"))
-        found.write(written[0])
+    written = [] if known else [out or image.with_name(f"{image.name}.hot.json")]
+    for path in written:  # first: the reader can be written again from it, and the start took its time
+        found.write(path)
+    for suffix, text in reader.files(found, image.name, image=reader_image or reader.IMAGE).items():
+        written.append(image.with_name(image.name + suffix))
+        written[-1].write_text(text)
     data = {"hot": found.to_json(), "reader": reader.reader(found, image.name).to_json(), "files": [str(p) for p in written]}
     session.show(data, _story(found, written))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from builder.cli.bake.evidence import Ask, evidence, verified
+from builder.cli.bake.evidence import Ask, arguments, evidence, verified
 from builder.cli.common import Session, options
 from builder.errors import ConfigError
 from builder.node.targets import TARGETS
@@ -18,7 +18,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("image", type=click.Path(path_type=Path), metavar="DISK")
 @options
 @click.option("--run", "run", default=None, metavar="ARGS", help="Arguments for the image's entry point. Default: --help.")
-@click.option("--timeout", default=None, metavar="TIME", help="What each container may take. Default: 2min.")
+@click.option(
+    "--timeout",
+    default=None,
+    metavar="TIME",
+    help="What each container may take; in the virtual machine at least 5min. Default: 2min.",
+)
 @click.option("--target", type=click.Choice(sorted(TARGETS)), default=None,
               help="What the disk should be for. Default: as its build record says.")  # fmt: skip
 @click.option("--containerd", "containerds", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
@@ -41,7 +46,7 @@ def command(session: Session, image: Path, run: str | None, timeout: str | None,
     """
     if (kernel or selinux or console) and not vm:
         raise ConfigError("--kernel, --selinux and --console are of the virtual machine", hint="add --vm")
-    ask = Ask(run, _seconds(timeout), target or "", containerds, vm, kernel, selinux, console)
+    ask = Ask(arguments(run), _seconds(timeout), target or "", containerds, vm, kernel, selinux, console)
     report = verified(session, image, ask)
     session.show(report.to_json(), evidence(report))
 

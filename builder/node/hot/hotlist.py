@@ -1,6 +1,6 @@
 """What a start touches: 512 KiB blocks of the disk in the order of first use. One JSON file, bound to one disk by its content.
 
-{"format": 1, "disk": {"sha256", "size", "nonzero_blocks"}, "target", "images": [references], "unit": 524288,
+{"format": 1, "disk": {"sha256", "size", "offset", "nonzero_blocks"}, "target", "images": [references], "unit": 524288,
  "method": "block trace" | "page cache", "blocks": [index, ...], "files": [{"path", "ranges": [[offset, bytes], ...]}],
  "share", "bytes", "checksum": sha256 over the rest as canonical JSON}
 """

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder import process
 from builder.errors import BuilderError, ConfigError, IntegrityError
 from builder.node import blocks, containerd, disk, gpt, layout, volume, workplace
+from builder.node.copied import copied
 from builder.node.hot import touched, trace
 from builder.node.hot.hotlist import RESIDENT, TRACED, HotFile, HotList, in_order
 from builder.node.programs import Programs, find
-from builder.node.targets import CONTAINERD, MODELS, Extent, WholeDisk
+from builder.node.targets import CONTAINERD, MODELS, TARGETS, Extent, WholeDisk
 from builder.progress import NoProgress, Progress, step
 
 START_S = 600.0
@@ -57,25 +58,21 @@ class _Seen:
 def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
     """The blocks that starting the images of `plan.disk` reads; the disk itself is only read.
 
-    Raises ConfigError (no such disk or image, nothing to start on it), CapabilityError (root, loop devices, tracing, space),
-    BuilderError (the container failed). Nothing is left behind, as with a bake.
+    Raises ConfigError (no such disk or image, nothing to start on it), IntegrityError (it cannot be mounted), CapabilityError
+    (root, loop devices, tracing, space), BuilderError (the container failed). Nothing is left behind, as with a bake.
     """
     disk.need_root("builder bake hot")
     if not plan.disk.is_file():
         raise ConfigError(f"{plan.disk}: no such file")
     shown = progress or NoProgress()
     part = extent(plan.disk)
-    copy = (plan.scratch or plan.disk.parent) / f"{plan.disk.name}.hot"
     with workplace.terminable():
         workplace.sweep()
         with step(shown, "bake: scan blocks"):
             found = blocks.scan(plan.disk)
         with ExitStack() as stack:
-            place = stack.enter_context(workplace.workplace(copy, temporary=True))
-            with step(shown, "bake: copy"):
-                disk.need_space(copy.parent, plan.disk.stat().st_blocks * 512)
-                process.run(["cp", "--sparse=always", "--reflink=auto", plan.disk, copy])
-            device = stack.enter_context(disk.attached(copy, part))
+            place = stack.enter_context(copied(plan.disk, ".hot", plan.scratch, shown))
+            device = stack.enter_context(disk.attached(place.disk, part))
             seen = _watch(plan, place, device, shown)
     indices = in_order(seen.reads, part.offset, frozenset(found.blocks))
     return HotList(found.sha256, found.size, part.offset, len(found.blocks), seen.target, seen.images, METHODS[plan.method],
@@ -102,7 +99,7 @@ def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, progress: Pr
         tracer = None
         if plan.method == "trace":
             tracer = stack.enter_context(trace.traced(device, place.folder / "tracing", place.folder.name))
-        root = stack.enter_context(disk.mounted(device, place.mount))
+        root = stack.enter_context(_mounted(device, place.mount, plan.disk))
         record = _record(root, plan.disk)
         chosen = _chosen(record, plan)
         with step(progress, "bake: start"):
@@ -118,6 +115,18 @@ def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, progress: Pr
     return _Seen(record["target"], names, tuple(reads), tuple(files))
 
 
+@contextmanager
+def _mounted(device: Path, point: Path, path: Path) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(disk.mounted(device, point))
+        except BuilderError as exc:
+            raise IntegrityError(
+                f"{path}: cannot be mounted: {exc.message}", hint="builder bake verify DISK says more"
+            ) from exc
+        yield root
+
+
 def _record(root: Path, path: Path) -> dict[str, Any]:
     try:
         raw = json.loads((root / volume.RECORD).read_text())
@@ -126,6 +135,10 @@ def _record(root: Path, path: Path) -> dict[str, Any]:
                           hint="expected a disk that builder baked, with containerd's store on it") from exc  # fmt: skip
     if not isinstance(raw, dict) or not raw.get("images") or not (root / CONTAINERD).is_dir():
         raise ConfigError(f"{path}: no image on it to start")
+    if raw.get("target") not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise ConfigError(f"{path}: its build record has the target {raw.get('target')!r}, expected one of {known}",
+                          hint="bake the disk again")  # fmt: skip
     return raw
 
 

@@ -10,10 +10,17 @@ from builder.node.proof.references import by_digest
 from builder.node.proof.report import Notes, VerifyPlan
 from builder.node.proof.start import command
 from builder.node.targets import Target
-from builder.node.vm.plan import TIMEOUT_S, VmBoot, VmCommand, VmPlan
+from builder.node.vm.plan import RUN_S, TIMEOUT_S, VmBoot, VmCommand, VmPlan
 from builder.progress import Progress
 
 CHECK = "virtual machine"
+
+
+def ready(plan: VerifyPlan) -> None:
+    """Raises CapabilityError, ConfigError where a boot would lack a program or its kernel: known before the work, not after."""
+    from builder.node.vm import boot as machine
+
+    machine.need(plan.kernel, selinux=plan.selinux)
 
 
 def boot(plan: VerifyPlan, target: Target, record: dict[str, Any], notes: Notes, progress: Progress) -> VmBoot | None:
@@ -22,6 +29,7 @@ def boot(plan: VerifyPlan, target: Target, record: dict[str, Any], notes: Notes,
 
     native = [image for image in record.get("images", []) if image["platform"] == host_platform()]
     asked = [(image, command(image, plan.run)) for image in native]
+    run_s = max(RUN_S, plan.run_s)  # an emulated processor is many times slower than the one that the limit is meant for
     commands = [VmCommand(by_digest(image), (*image["entrypoint"], *some)) for image, some in asked if some is not None]
     order = VmPlan(
         plan.disk,
@@ -29,8 +37,8 @@ def boot(plan: VerifyPlan, target: Target, record: dict[str, Any], notes: Notes,
         target=target.name,
         kernel=plan.kernel,
         programs=plan.programs[0] if plan.programs else None,
-        timeout_s=max(TIMEOUT_S, 2 * plan.run_s),
-        run_s=plan.run_s,
+        timeout_s=TIMEOUT_S + len(commands) * run_s,
+        run_s=run_s,
         selinux=plan.selinux,
         console=plan.console,
         scratch=plan.scratch,

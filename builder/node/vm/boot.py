@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from builder import render
+from builder import process, render
 from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
 from builder.node import containerd, programs, targets, workplace
 from builder.node.vm import initrd, kernel, qemu, report, selinux, userland, volumes
@@ -36,8 +38,7 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
     with workplace.terminable(), ExitStack() as stack:
         workplace.sweep(_run_folder())
         # What is named here a later clean-up may remove, if this process is killed: never the baked disk.
-        ram_disk = (plan.scratch or Path(tempfile.gettempdir())) / f"{plan.disk.name}.{os.getpid()}.initrd"
-        stack.callback(ram_disk.unlink, missing_ok=True)
+        ram_disk = stack.enter_context(_new_file(plan.scratch or Path(tempfile.gettempdir())))
         place = stack.enter_context(workplace.workplace(ram_disk, temporary=True, run=_run_folder()))
         told = stack.enter_context(step(progress or NoProgress(), "bake: virtual machine"))
         told.note("initial RAM disk")
@@ -68,6 +69,14 @@ def boot(plan: VmPlan, *, progress: Progress | None = None) -> VmBoot:
         seconds={**seen.seconds(), "total": time.monotonic() - begun},
         console=plan.console,
     )
+
+
+def need(linux: Path | None, *, selinux: bool) -> None:
+    """Raises CapabilityError, ConfigError if a boot with this kernel, None for the newest here, would lack something."""
+    kernel.find(linux)
+    userland.busybox()
+    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), *([("secilc", "secilc")] if selinux else [])):
+        process.need(program, package)
 
 
 def _check(plan: VmPlan) -> volumes.Volume:
@@ -131,9 +140,35 @@ def _judge(plan: VmPlan, ended: qemu.Ended, seen: report.Report, console: str) -
                          hint="bake the disk again", where={"findings": found, **where})  # fmt: skip
 
 
+@contextmanager
+def _new_file(folder: Path) -> Iterator[Path]:
+    """An empty file with a name that nobody can foresee: the folder may be one where others write."""
+    handle, name = tempfile.mkstemp(prefix="builder-", suffix=".initrd", dir=folder)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def _run_folder() -> Path:
     """Where work is locked and found by a later clean-up; not root's folder for those who may not write there."""
-    return workplace.RUN if os.geteuid() == 0 else Path(tempfile.gettempdir(), f"builder-{os.geteuid()}")
+    user = os.geteuid()
+    return private(Path(tempfile.gettempdir(), f"builder-{user}"), user) if user else workplace.RUN
+
+
+def private(folder: Path, user: int) -> Path:
+    """The folder, made if need be. What lies there says which files a clean-up removes, so it must be of `user` alone.
+
+    Raises CapabilityError if another user made it, or may write there.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
+        said = f"{stat.filemode(found.st_mode)} of user {found.st_uid}, expected drwx------ of user {user}"
+        raise CapabilityError(f"{folder}: {said}", hint="set TMPDIR to a folder of your own")
+    return folder
 
 
 def _keep(console: Path, where: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import BuilderError, CapabilityError, ClaimError
-from builder.node import containerd, gpt, volume, workplace
+from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
+from builder.node import containerd, disk, gpt, programs, volume, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.inputs import ImageInput
 from builder.node.proof import cri, pause
@@ -298,6 +298,68 @@ def test_two_proofs_of_one_disk_exclude_each_other(baked: DataVolume) -> None:
         pytest.raises(CapabilityError, match="another process works on it"),
     ):
         verify(VerifyPlan(baked.path, run=RUN))
+
+
+def test_a_file_that_has_the_name_of_the_copy_is_neither_written_nor_removed(baked: DataVolume) -> None:
+    foreign = baked.path.with_name("data.img.check")
+    foreign.write_text("mine")
+    try:
+        with pytest.raises(ConfigError, match=r"data\.img\.check: is there already"):
+            verify(VerifyPlan(baked.path, run=RUN))
+        assert foreign.read_text() == "mine"
+    finally:
+        foreign.unlink()
+
+
+def test_a_proof_that_comes_second_leaves_the_copy_of_the_first(baked: DataVolume) -> None:
+    copy = baked.path.with_name("data.img.check")
+    with workplace.workplace(copy, temporary=True):
+        copy.write_text("of the first")
+        with pytest.raises(CapabilityError, match="another process works on it"):
+            verify(VerifyPlan(baked.path, run=RUN))
+        assert copy.read_text() == "of the first"
+
+
+def test_a_database_that_containerd_cannot_open_hides_no_other_finding(baked: DataVolume, tmp_path: Path) -> None:
+    path = copy_of(baked.path, tmp_path)
+    with opened(path) as root:
+        (root / CONTAINERD / CACHE_TREES[1] / "meta.db").write_bytes(b"\x5a" * 65536)
+        (root / "home").mkdir()
+    strays, ended = findings(VerifyPlan(path, run=RUN))
+    assert strays.startswith("strays: /home: does not belong")
+    assert re.match(r"containerd \d+\.\d+\.\d+: containerd: .*(ended with status|did not answer|exit status)", ended)
+
+
+def test_a_containerd_that_starts_nowhere_is_no_finding(baked: DataVolume, tmp_path: Path) -> None:
+    """It is this machine's fault, and the disk may be sound."""
+    for name in ("containerd", "ctr", "containerd-shim-runc-v2"):
+        (tmp_path / name).write_text("#!/bin/sh\ncase $1 in --version) echo containerd x v1.7.24 y ;; *) exit 9 ;; esac\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(BuilderError, match="ended with status 9") as caught:
+        verify(VerifyPlan(baked.path, run=RUN, programs=(programs.find(tmp_path),)))
+    assert caught.value.exit_code == 1
+
+
+def test_what_the_file_system_cannot_read_is_a_finding(baked: DataVolume, tmp_path: Path) -> None:
+    """An inode without its magic, as a damaged block leaves it: the kernel says "Structure needs cleaning"."""
+    path = copy_of(baked.path, tmp_path)
+    with opened(path) as root:
+        inode = (_layer(root, 2) / "opt/app").stat().st_ino
+        (root / "home").mkdir()
+    with disk.attached(path, gpt.read(path).partitions[0]) as device:
+        subprocess.run(["xfs_db", "-x", "-c", f"inode {inode}", "-c", "write -d core.magic 0", device], check=True)
+    found = findings(VerifyPlan(path, run=RUN))
+    print(*found, sep="\n")
+    assert [
+        text for text in found if text.startswith("unpacked layers: ") and text.endswith("opt/app: Structure needs cleaning")
+    ]
+    assert [text for text in found if text.startswith("strays: /home: does not belong")]
+
+
+def test_what_a_boot_lacks_is_known_before_the_work(baked: DataVolume, tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(bytes(4096))
+    with pytest.raises(ConfigError, match="not an x86 kernel"):
+        verify(VerifyPlan(baked.path, run=("/bin/false",), vm=True, kernel=tmp_path / "bzImage"))
 
 
 def test_a_killed_check_leaves_no_container_for_long(baked: DataVolume, tmp_path: Path) -> None:

@@ -41,6 +41,30 @@ def test_without_root_it_says_what_is_missing_and_what_works(tmp_path: Path, cap
     assert not (tmp_path / "new.img").exists()
 
 
+@pytest.mark.parametrize("command", ["disk", "verify", "hot"])
+def test_arguments_that_end_within_a_quotation_are_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    path = tmp_path / "o.img"
+    if command != "disk":
+        path.touch()
+    assert code("bake", command, path, "--run", "it's") == 2
+    assert '--run: "it\'s": no closing quotation' in capsys.readouterr().err
+
+
+def test_a_known_list_starts_nothing_so_what_is_of_the_start_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code("bake", "hot", tmp_path / "o.img", "--list", tmp_path / "l.json", "--out", tmp_path / "m.json") == 2
+    assert "--out: with --list nothing is started" in capsys.readouterr().err
+
+
+def test_a_list_with_no_place_is_told_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code("bake", "hot", tmp_path / "o.img", "--out", tmp_path / "no" / "m.json") == 2
+    assert "no: no such folder" in capsys.readouterr().err
+
+
 def test_lint_fails_on_errors_and_with_strict_on_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pod = tmp_path / "pod.yaml"
     pod.write_text("kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: 'a/b:v1'}]}\n")

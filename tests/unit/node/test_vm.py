@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import lzma
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from builder import render, resources
 from builder.errors import CapabilityError, ConfigError
 from builder.node import targets
-from builder.node.vm import initrd, kernel, qemu, report, selinux, volumes
+from builder.node.vm import boot, initrd, kernel, qemu, report, selinux, volumes
 from builder.node.vm.plan import VmCommand
 
 COMMANDS = (
@@ -239,3 +241,21 @@ def test_the_machine_has_no_network_and_does_not_write_the_disk(tmp_path: Path, 
     assert argv[argv.index("-nic") + 1] == "none"
     assert argv[argv.index("-accel") + 1].startswith("tcg")
     assert argv[argv.index("-drive") + 1] == f"file={tmp_path}/a,,b.img,format=raw,if=virtio,snapshot=on"
+
+
+def test_a_work_folder_that_another_may_write_to_is_not_used(tmp_path: Path) -> None:
+    """What lies there says which files a clean-up removes."""
+    folder, user = tmp_path / "builder-1000", os.getuid()
+    assert boot.private(folder, user) == folder
+    assert stat.filemode(folder.stat().st_mode) == "drwx------"
+    assert boot.private(folder, user) == folder
+    with pytest.raises(CapabilityError, match=f"of user {user}, expected drwx------ of user {user + 1}"):
+        boot.private(folder, user + 1)
+    folder.chmod(0o777)
+    with pytest.raises(CapabilityError, match="drwxrwxrwx of user"):
+        boot.private(folder, user)
+    folder.chmod(0o700)
+    other = tmp_path / "builder-1001"
+    other.symlink_to(folder)
+    with pytest.raises(CapabilityError, match="lrwxrwxrwx of user"):
+        boot.private(other, user)
