@@ -94,10 +94,10 @@ def _audit(plan: VerifyPlan, extent: Extent, root: Path, notes: Notes,
     }
     of_lists: dict[str, Callable[[], None]] = {gke.LAYERS: lambda: secondary.audit(root, record, notes)}
     with step(progress, "bake: labels, blobs, layers, weights"):
-        with _told("unpacked layers", notes):
+        with _told("unpacked layers", notes, root):
             layers.audit(root, record, notes)
         for check, audit in (of_root if target.containerd_root else of_lists).items():
-            with _told(check, notes):
+            with _told(check, notes, root):
                 audit()
         exports.audit(plan.disk, target, notes)
     return record, target, files.audit_space(root, target, notes)
@@ -128,12 +128,16 @@ def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workpla
 
 
 @contextmanager
-def _told(check: str, notes: Notes) -> Iterator[None]:
-    """What the file system refuses to give is a finding, and hides no other. What this machine lacks is one beside others."""
+def _told(check: str, notes: Notes, root: Path = Path("/")) -> Iterator[None]:
+    """What the file system refuses to give is a finding, and hides no other. What this machine lacks is one beside others.
+
+    root: where the disk is mounted, which is left out of names.
+    """
     try:
         yield
     except OSError as exc:
-        notes.add(check, "", [f"{exc.filename or 'the disk'}: {exc.strerror or exc}"])
+        name = str(exc.filename or "the disk").removeprefix(str(root))
+        notes.add(check, "", [f"{name}: {exc.strerror or exc}"])
     except CapabilityError as exc:
         if not notes.findings:
             raise
@@ -144,7 +148,7 @@ def _told(check: str, notes: Notes) -> Iterator[None]:
 def _blamed(place: workplace.Workplace, version: programs.Programs, notes: Notes) -> Iterator[None]:
     """A containerd that fails on the disk is a finding: unless it does so on an empty folder too, which is this machine's
     fault, and raised."""
-    with _told("containerd", notes):
+    with _told("containerd", notes, place.mount):
         try:
             yield
         except CapabilityError:

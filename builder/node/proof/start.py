@@ -53,9 +53,9 @@ def start(cri: Cri, image: dict[str, Any], order: Order, notes: Notes) -> list[C
     findings = [f"exit status {code}{_indented(run.output)}"] if code else []
     if _ours(image) and run.user.split(":")[0] == "0":
         findings.append(f"runs as {run.user}, expected another user than root")
-    wanted = image["user"].partition(":")[0]
+    wanted = image["user"].partition(":")[0] or "0"
     if wanted.isdigit() and run.user.split(":")[0] != wanted:
-        findings.append(f"runs as {run.user}, the image says {image['user']}")
+        findings.append(f"runs as {run.user}, the image says {image['user'] or 'nothing, so root'}")
     notes.add(name, f"exit 0 as {run.user}, no network, no pull", findings)
     return [] if findings else [run]
 

@@ -341,19 +341,15 @@ def test_a_containerd_that_starts_nowhere_is_no_finding(baked: DataVolume, tmp_p
 
 
 def test_what_the_file_system_cannot_read_is_a_finding(baked: DataVolume, tmp_path: Path) -> None:
-    """An inode without its magic, as a damaged block leaves it: the kernel says "Structure needs cleaning"."""
+    """An inode without its magic, as a damaged block leaves it: the kernel refuses it and its neighbours."""
     path = copy_of(baked.path, tmp_path)
     with opened(path) as root:
         inode = (_layer(root, 2) / "opt/app").stat().st_ino
-        (root / "home").mkdir()
     with disk.attached(path, gpt.read(path).partitions[0]) as device:
         subprocess.run(["xfs_db", "-x", "-c", f"inode {inode}", "-c", "write -d core.magic 0", device], check=True)
     found = findings(VerifyPlan(path, run=RUN))
-    print(*found, sep="\n")
-    assert [
-        text for text in found if text.startswith("unpacked layers: ") and text.endswith("opt/app: Structure needs cleaning")
-    ]
-    assert [text for text in found if text.startswith("strays: /home: does not belong")]
+    refused = [text for text in found if re.fullmatch(r"[a-zA-Z ]+: /[\w./]+: Structure needs cleaning", text)]
+    assert len(refused) > 1, found  # one is not the end of the others
 
 
 def test_what_a_boot_lacks_is_known_before_the_work(baked: DataVolume, tmp_path: Path) -> None:
