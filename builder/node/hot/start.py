@@ -7,7 +7,6 @@ of the kernel is in it, as it will be on the node.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuilderError, ConfigError, IntegrityError
-from builder.node import blocks, containerd, disk, gpt, layout, volume, workplace
+from builder.errors import BuilderError, CapabilityError, ConfigError, IntegrityError
+from builder.node import blocks, containerd, disk, gpt, layout, workplace
 from builder.node.copied import copied
 from builder.node.hot import touched, trace
 from builder.node.hot.hotlist import RESIDENT, TRACED, HotFile, HotList, in_order
 from builder.node.programs import Programs, find
+from builder.node.proof import files
+from builder.node.proof.report import Notes
 from builder.node.targets import CONTAINERD, MODELS, TARGETS, Extent, WholeDisk
 from builder.progress import NoProgress, Progress, step
 
@@ -128,12 +129,12 @@ def _mounted(device: Path, point: Path, path: Path) -> Iterator[Path]:
 
 
 def _record(root: Path, path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads((root / volume.RECORD).read_text())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: no build record at /{volume.RECORD}: {exc}",
-                          hint="expected a disk that builder baked, with containerd's store on it") from exc  # fmt: skip
-    if not isinstance(raw, dict) or not raw.get("images") or not (root / CONTAINERD).is_dir():
+    notes = Notes()
+    raw = files.record(root, notes)
+    if notes.findings:
+        raise ConfigError(f"{path}: no build record: {notes.findings[0]}",
+                          hint="expected a disk that builder baked, with containerd's store on it")  # fmt: skip
+    if not raw["images"] or not (root / CONTAINERD).is_dir():
         raise ConfigError(f"{path}: no image on it to start")
     if raw.get("target") not in TARGETS:
         known = ", ".join(TARGETS)
@@ -144,13 +145,17 @@ def _record(root: Path, path: Path) -> dict[str, Any]:
 
 def _chosen(record: dict[str, Any], plan: HotPlan) -> list[dict[str, Any]]:
     images: list[dict[str, Any]] = record["images"]
-    if not plan.images:
-        return images
     by_name = {image["reference"]: image for image in images}
-    wanted = [layout.normalise(name) for name in plan.images]
+    wanted = [layout.normalise(name) for name in plan.images] or list(by_name)
     missing = [name for name in wanted if name not in by_name]
     if missing:
         raise ConfigError(f"{missing[0]}: not on the disk, which holds {', '.join(by_name)}")
+    here = layout.host_platform()
+    for name in wanted:
+        if (platform := by_name[name]["platform"]) != here:
+            raise CapabilityError(
+                f"{name}: for {platform}, and this machine is {here}", hint="trace the start on such a machine"
+            )
     return [by_name[name] for name in wanted]
 
 

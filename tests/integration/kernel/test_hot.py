@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks import lazy, node
 from builder.cli.group import run as cli
-from builder.errors import BuilderError, ConfigError
+from builder.errors import BuilderError, ConfigError, IntegrityError
 from builder.node import blocks, disk, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.blocks import BLOCK
@@ -184,6 +184,10 @@ def test_what_cannot_be_traced_is_refused(baked: DataVolume, tmp_path: Path) -> 
     subprocess.run(["mke2fs", "-q", "-t", "ext4", tmp_path / "bare.img"], check=True)
     with pytest.raises(ConfigError, match="no build record"):
         hot(HotPlan(tmp_path / "bare.img"))
+    with (tmp_path / "empty.img").open("wb") as out:
+        out.truncate(1 << 30)
+    with pytest.raises(IntegrityError, match="cannot be mounted"):
+        hot(HotPlan(tmp_path / "empty.img"))
 
 
 def test_a_killed_trace_leaves_nothing_for_long(baked: DataVolume, tmp_path: Path) -> None:

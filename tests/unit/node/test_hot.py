@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from builder.cli.group import run as cli
-from builder.errors import ConfigError, IntegrityError
-from builder.node import specs
+from builder.errors import CapabilityError, ConfigError, IntegrityError
+from builder.node import layout, specs
 from builder.node.blocks import BLOCK
-from builder.node.hot import extents, hotlist, reader, touched, trace
+from builder.node.hot import extents, hotlist, reader, start, touched, trace
 from builder.node.hot.hotlist import HotFile, HotList
 from tests.specs import ref, volume
 
@@ -61,6 +61,15 @@ def test_a_sound_checksum_does_not_excuse_blocks_that_cannot_be(tmp_path: Path, 
     dataclasses.replace(HOT, blocks=blocks).write(tmp_path / "hot.json")
     with pytest.raises(IntegrityError, match="not a list of hot blocks"):
         hotlist.read(tmp_path / "hot.json")
+
+
+def test_a_start_is_traced_on_the_processor_that_the_image_is_for() -> None:
+    here, other = layout.host_platform(), "linux/riscv64"
+    images = [{"reference": f"registry.example.com/{name}:v1", "platform": p} for name, p in (("a", here), ("b", other))]
+    plan = start.HotPlan(Path("d.img"), images=("registry.example.com/a:v1",))
+    assert start._chosen({"images": images}, plan) == images[:1]
+    with pytest.raises(CapabilityError, match=f"b:v1: for {other}, and this machine is {here}"):
+        start._chosen({"images": images}, dataclasses.replace(plan, images=()))
 
 
 def test_a_list_of_another_disk_is_refused(tmp_path: Path) -> None:
