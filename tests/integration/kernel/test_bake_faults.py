@@ -210,8 +210,12 @@ def test_two_bakes_at_once(layout: Path, tmp_path: Path) -> None:
         assert children[0].poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(CapabilityError, match="another process works on it"):
-        bake(BakePlan(outs[0], (ImageInput(layout),), size=SIZE))
+    children[0].send_signal(signal.SIGSTOP)  # else it may have ended before it is asked for again
+    try:
+        with pytest.raises(CapabilityError, match="another process works on it"):
+            bake(BakePlan(outs[0], (ImageInput(layout),), size=SIZE))
+    finally:
+        children[0].send_signal(signal.SIGCONT)
     for child, out in zip(children, outs, strict=True):
         assert child.wait(WAIT_S) == 0
         assert out.stat().st_size == SIZE
