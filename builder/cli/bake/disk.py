@@ -61,7 +61,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.config.spec import Bake
     from builder.node import workplace
     from builder.node.disk import need_root
-    from builder.node.plan import BakePlan, beside, check_places
+    from builder.node.plan import BakePlan, beside, check_early
     from builder.node.programs import find
     from builder.node.specs import CLUSTER, SNAPSHOT, check_asked
     from builder.node.targets import target as target_of
@@ -89,12 +89,13 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
         trim=not no_trim,
         archive=archive,
     )
-    check_places(plan)
+    check_early(plan)
     check_asked(settings, plan.target.name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
-    report = verified(session, out, Ask(run)) if check and not no_loop else None
+    proof = Ask(run, containerds=(given,) if given else ())
+    report = verified(session, out, proof) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = [*volume.exports, *specs.write(out)]
     data = {
