@@ -177,3 +177,9 @@ def test_what_cannot_work_is_told_before_images_are_fetched(tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=says):
             plan.check_early(replace(BakePlan(tmp_path / "d.img", size=1 << 30), **change))  # type: ignore[arg-type]
+
+
+def test_a_name_without_tag_is_told_before_anything_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'debian' is not an image reference"):
+        inputs.images(Asked(images=("debian",)), None, tmp_path, NoProgress())
+    assert list(tmp_path.iterdir()) == []
