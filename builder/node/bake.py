@@ -71,6 +71,8 @@ def bake(order: BakePlan, *, progress: Progress | None = None) -> DataVolume:
             for form, half in zip(order.exports, halves, strict=True):
                 with watch(f"write {form.lstrip('.')}"):
                     _EXPORT[form](order.partial, half)
+        for stale in (beside(order.out, form) for form in order.target.exports if form not in order.exports):
+            stale.unlink(missing_ok=True)  # an archive of the disk that is replaced now, which a script would still upload
         for half, whole in zip(halves, forms, strict=True):
             half.replace(whole)
         order.partial.replace(order.out)

@@ -100,7 +100,7 @@ def check_places(plan: BakePlan) -> None:
     """Raises ConfigError if what is to be written is there, or cannot be."""
     if not plan.out.parent.is_dir():
         raise ConfigError(f"{plan.out.parent}: no such folder")
-    for path in (plan.out, *(beside(plan.out, form) for form in plan.exports)):
+    for path in (plan.out, *(beside(plan.out, form) for form in plan.target.exports)):
         if path.exists() and not plan.force:
             raise ConfigError(f"{path}: already there", hint="--force replaces it")
     if plan.tree and set(str(plan.tree)) & _SEPARATORS:

@@ -43,7 +43,7 @@ TARGETS = ("bottlerocket", "al2023-volume", "gke-secondary", "azure-data", "raw"
 @click.option("--keep-blobs", is_flag=True, help="Keep the compressed layers on the disk.")
 @click.option("--no-trim", is_flag=True, help="Leave deleted blocks in the file.")
 @click.option("--archive", is_flag=True, help="Also write OUT.tar.gz, which gcloud takes (gke-secondary).")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--force", is_flag=True, help="Replace OUT, its archive and its record if they are there.")
 @click.option("--verify/--no-verify", "check", default=True, help="Open a copy with a second containerd. On by default.")
 @click.option("--run", "run", default=None, metavar="ARGS", help="Arguments for the image's entry point when verifying.")
 @click.option("--snapshot-id", default="", help="Write this id into the manifest instead of ${SNAPSHOT_ID}.")
@@ -94,6 +94,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
+    beside(out, ".json").unlink(missing_ok=True)  # of the disk that was replaced: no record of a disk that fails its proof
     proof = Ask(run, containerds=(given,) if given else ())
     report = verified(session, out, proof) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)

@@ -57,6 +57,11 @@ def test_a_disk_and_all_that_belongs_to_it(
     assert code("bake", "verify", out) == 0  # an image without entry point runs /bin/true
     assert "/bin/true as 10001:0" in capsys.readouterr().out
 
+    again = ["bake", "disk", out, "--oci", f"acme/llm:v8={tmp_path / 'layout'}", "--size", "1GiB", "--force"]
+    assert code(*again, "--run", "/bin/sh -c 'exit 9'") == 7
+    assert out.exists()
+    assert not (tmp_path / "data.img.json").exists()  # it was of the disk before
+
 
 def test_without_loop_devices_it_says_that_nothing_was_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     oci.write_layout(tmp_path / "layout")
