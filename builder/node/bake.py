@@ -6,11 +6,12 @@ Nothing half-made is visible: the work happens in OUT.partial, which is renamed 
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,12 @@ def bake(order: BakePlan, *, progress: Progress | None = None) -> DataVolume:
     plan.check(order)
     disk.need_root("builder bake")
     watch, forms = Stopwatch(progress or NoProgress()), [beside(order.out, form) for form in order.exports]
-    halves = tuple(beside(path, ".partial") for path in forms)
+    halves = tuple(beside(path.absolute(), ".partial") for path in forms)
     with workplace.terminable(), ExitStack() as stack:
         cleaned = workplace.sweep()
         place = workplace.workplace(order.partial, tree=order.tree, files=halves, temporary=True)
         job = _Job(order, stack.enter_context(place), faults.Scene(order), watch)
+        plan.check_places(order)  # again, now that nobody else makes it
         job.scene.opened += open_images(stack, order.images, order.platform)
         disk.need_space(order.out.parent, plan.estimate(order, [one.image for one in job.scene.opened]))
         with faults.explained(job.scene):
@@ -69,6 +71,8 @@ def bake(order: BakePlan, *, progress: Progress | None = None) -> DataVolume:
             for form, half in zip(order.exports, halves, strict=True):
                 with watch(f"write {form.lstrip('.')}"):
                     _EXPORT[form](order.partial, half)
+        for stale in (beside(order.out, form) for form in order.target.exports if form not in order.exports):
+            stale.unlink(missing_ok=True)  # an archive of the disk that is replaced now, which a script would still upload
         for half, whole in zip(halves, forms, strict=True):
             half.replace(whole)
         order.partial.replace(order.out)
@@ -136,7 +140,7 @@ def _fill(job: _Job, root: Path) -> dict[str, Any]:
     """Everything on the volume, in order. Returns the build record, which is also on it."""
     order, watch = job.plan, job.watch
     job.scene.root = root
-    with faults.explained(job.scene):
+    with faults.explained(job.scene), _readable():
         volume.make_folders(root)
         record = {
             "tool": f"builder {__version__}",
@@ -150,6 +154,16 @@ def _fill(job: _Job, root: Path) -> dict[str, Any]:
             volume.label_all(root, order.target)
         volume.write_record(root, record)
     return record
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Within, what is made may be read by all, whatever the user's umask: pods have users of their own."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _images(job: _Job, root: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from builder.node.stream import stream
 
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
+_NOWHERE = "/builder-nowhere"  # where a view would be mounted; it is not
 LAYER_REF = "containerd.io/gc.ref.content.l."
 READY_S = 300.0
 STOP_S = 60.0
@@ -172,7 +173,7 @@ class Containerd:
         key = f"builder-view-{image.manifest.digest[7:19]}"
         self.ctr("snapshots", "prepare", key, image.chain_ids[-1])
         try:
-            said = self.ctr("snapshots", "mounts", "/builder-nowhere", key)
+            said = self.ctr("snapshots", "mounts", _NOWHERE, key)
         finally:
             self.ctr("snapshots", "rm", key)
         return _layers(said)
@@ -282,7 +283,9 @@ def _wait(running: Containerd, child: subprocess.Popen[bytes]) -> None:
 
 def _layers(mounts: str) -> list[Path]:
     """Folders of the layers out of `mount -t overlay ... -o lowerdir=TOP:...:BOTTOM` or `mount -t bind DIR ...`."""
-    if match := re.search(r"lowerdir=([^,\s]+)", mounts):
+    if match := re.search(r"lowerdir=([^,\n]+)", mounts):  # ctr quotes nothing, and a folder's name may hold spaces
         return [Path(part) for part in reversed(match[1].split(":"))]
-    words = shlex.split(mounts)
-    return [Path(words[words.index("bind") + 1])]
+    match = re.search(rf"-t bind (.+) {_NOWHERE}", mounts)
+    if match is None:
+        raise BuilderError(f"ctr snapshots mounts: expected an overlay or bind mount, found {mounts.strip()!r}")
+    return [Path(match[1])]

@@ -90,8 +90,9 @@ def _full(scene: Scene, said: str) -> bool:
 
 def too_small(plan: BakePlan, opened: list[Opened]) -> ConfigError:
     """The disk is full. Names the size that would do: everything at once, and the share that has to stay free."""
-    unpacked = sum(_unpacked(one) for one in opened)
-    need = sum(one.image.size for one in opened) + round(1.05 * unpacked) + local_bytes(plan) + SPARE
+    layers = {blob.digest: (one.layout, blob) for one in opened for blob in one.image.layers}  # images share layers
+    unpacked = sum(_unpacked(layout, blob) for layout, blob in layers.values())
+    need = sum(blob.size for _, blob in layers.values()) + round(1.05 * unpacked) + local_bytes(plan) + SPARE
     size = max(-(-round(need / (1 - FREE)) // disk.GIB) * disk.GIB, plan.size + disk.GIB)
     return ConfigError(
         f"a disk of {units.format_size(plan.size)} is too small: {units.format_size(need)} are needed at the bake's height",
@@ -173,12 +174,12 @@ def _feed(body: IO[bytes], sink: IO[bytes]) -> None:
         sink.close()
 
 
-def _unpacked(one: Opened) -> int:
-    """Bytes of all layers, unpacked; a guess where this machine cannot tell."""
+def _unpacked(layout: Layout, blob: Descriptor) -> int:
+    """Bytes of the layer, unpacked; a guess where this machine cannot tell."""
     try:
-        return sum(len(piece) for blob in one.image.layers for piece in unpacked(one.layout, blob))
+        return sum(len(piece) for piece in unpacked(layout, blob))
     except (NotImplementedError, zlib.error, EOFError, BuilderError):
-        return round(one.image.size * UNPACKED_RATIO)
+        return round(blob.size * UNPACKED_RATIO)
 
 
 def _sha256(layout: Layout, blob: Descriptor) -> str:

@@ -123,22 +123,23 @@ def host_platform() -> str:
 
 
 def normalise(reference: str) -> str:
-    """The full name that kubelet and containerd look up.
+    """The full name that kubelet and containerd look up. Rule: distribution/reference, ParseNormalizedNamed.
 
     >>> normalise("debian:12"), normalise("acme/llm:v1"), normalise("registry.example.com/llm:v1")
     ('docker.io/library/debian:12', 'docker.io/acme/llm:v1', 'registry.example.com/llm:v1')
+    >>> normalise("docker.io/debian:12")
+    'docker.io/library/debian:12'
     """
-    if (
-        not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", reference)
-        or "/" in reference.rsplit(":", 1)[1]
-    ):
+    if not _REFERENCE.fullmatch(reference):
         raise ConfigError(
             f"{reference!r} is not an image reference", hint="write repository:tag, such as registry.example.com/llm:v1"
         )
-    first, slash, _ = reference.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        return reference
-    return f"docker.io/{'' if slash else 'library/'}{reference}"
+    host, slash, rest = reference.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, rest = "docker.io", reference
+    if host in ("docker.io", "index.docker.io"):
+        return f"docker.io/{'' if '/' in rest else 'library/'}{rest}"
+    return reference
 
 
 @contextmanager
@@ -165,6 +166,13 @@ def find_image(layout: Layout, *, reference: str = "", platform: str = "") -> Oc
     Raises ConfigError if the name is missing or ambiguous, IntegrityError if a blob is missing or malformed.
     """
     wanted = platform or host_platform()
+    with _well_formed(layout):
+        image = _image(layout, reference, wanted)
+        _complete(layout, image, wanted)
+    return image
+
+
+def _image(layout: Layout, reference: str, wanted: str) -> OciImage:
     entry, name = _entry(layout, reference)
     target = _descriptor(entry, layout)
     manifest = _for_platform(layout, target, wanted)
@@ -175,21 +183,30 @@ def find_image(layout: Layout, *, reference: str = "", platform: str = "") -> Oc
     diff_ids = tuple(settings.get("rootfs", {}).get("diff_ids", []))
     inner = settings.get("config") or {}
     found = f"{settings.get('os', '?')}/{settings.get('architecture', '?')}"
-    image = OciImage(
+    return OciImage(
         name, target, manifest, config, layers, diff_ids, inner.get("User") or "", tuple(inner.get("Entrypoint") or ()), found
     )
-    _complete(layout, image, wanted)
-    return image
 
 
 def offered(layout: Layout, reference: str = "") -> tuple[str, tuple[str, ...]]:
     """(full name, platforms) of the image called `reference` in the layout, or of its only one."""
-    entry, name = _entry(layout, reference)
-    target = _descriptor(entry, layout)
-    if target.media_type in INDEX_TYPES:
-        return name, tuple(where for where, _ in _children(layout, target))
-    settings = _json(layout, _descriptor(_json(layout, target).get("config", {}), layout))
+    with _well_formed(layout):
+        entry, name = _entry(layout, reference)
+        target = _descriptor(entry, layout)
+        if target.media_type in INDEX_TYPES:
+            return name, tuple(where for where, _ in _children(layout, target))
+        settings = _json(layout, _descriptor(_json(layout, target).get("config", {}), layout))
     return name, (f"{settings.get('os', '?')}/{settings.get('architecture', '?')}",)
+
+
+@contextmanager
+def _well_formed(layout: Layout) -> Iterator[None]:
+    """Within, JSON of another shape than the specification's is an IntegrityError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as exc:
+        raise IntegrityError(f"{layout.path}: an index, manifest or configuration of another shape: {exc}",
+                             hint="export the image again") from exc  # fmt: skip
 
 
 class _Folder:
@@ -256,7 +273,7 @@ def _entry(layout: Layout, reference: str) -> tuple[dict[str, Any], str]:
 def _entry_name(entry: dict[str, Any]) -> str:
     notes = entry.get("annotations") or {}
     for name in (notes.get(NAME_KEY, ""), notes.get(TAG_KEY, "")):
-        if ":" in name:  # a bare tag names no repository
+        if isinstance(name, str) and _REFERENCE.fullmatch(name):  # a bare tag, or a digest, is no name that pods could use
             return normalise(name)
     return ""
 

@@ -17,6 +17,7 @@ from builder.node.targets import BOTTLEROCKET, Target
 
 DEFAULT_SIZE = 120 * disk.GIB
 UNPACKED_RATIO = 2.6  # unpacked bytes per compressed byte, as Debian's base layers have; CUDA libraries have less
+_SEPARATORS = set(":,\\")  # of mount options and lower folders; the layers are unpacked below OUT.tree
 SPARE = 256 << 20  # file system metadata, journal, containerd's database
 
 
@@ -49,13 +50,13 @@ class BakePlan:
 
     @property
     def partial(self) -> Path:
-        """Where the disk grows."""
-        return beside(self.out, ".partial")
+        """Where the disk grows. Absolute, so that a program of a killed bake is known by its command line."""
+        return beside(self.out.absolute(), ".partial")
 
     @property
     def tree(self) -> Path | None:
         """The folder that becomes the file system where there are no loop devices."""
-        return None if self.loop else beside(self.out, ".tree")
+        return None if self.loop else beside(self.out.absolute(), ".tree")
 
     @property
     def exports(self) -> tuple[str, ...]:
@@ -69,20 +70,26 @@ def beside(path: Path, suffix: str) -> Path:
 
 def check(plan: BakePlan) -> None:
     """Raises ConfigError for a plan that cannot work."""
+    check_early(plan)
+    if not (plan.images or plan.weights or plan.compiled):
+        raise ConfigError("nothing to bake", hint="name an image with --image or --oci, or weights with --weights")
+    if not (plan.target.containerd_root or plan.images):
+        raise _images_alone(plan)
+
+
+def check_early(plan: BakePlan) -> None:
+    """As `check`, without a look at the images: to be asked before they are fetched, which may take long."""
     if plan.size % disk.GIB or plan.size < disk.MIN_SIZE:
         raise ConfigError(
             f"size of {plan.size} bytes; expected whole GiB, at least 1", hint="volumes come in whole GiB: --size 120GiB"
         )
-    if not (plan.images or plan.weights or plan.compiled):
-        raise ConfigError("nothing to bake", hint="name an image with --image or --oci, or weights with --weights")
     check_places(plan)
     if plan.archive and not plan.target.exports:
         raise ConfigError(
             f"target {plan.target.name} has no archive form", hint="its disk is what is uploaded; leave out --archive"
         )
-    if not plan.target.containerd_root and (plan.weights or plan.compiled or plan.keep_blobs or not plan.images):
-        raise ConfigError(f"target {plan.target.name} holds unpacked images and nothing else",
-                          hint="leave out weights, compile caches and --keep-blobs; stream weights from the store")  # fmt: skip
+    if not plan.target.containerd_root and (plan.weights or plan.compiled or plan.keep_blobs):
+        raise _images_alone(plan)
     for one in plan.weights:
         if one.folder and not marker_digest(one.folder):
             raise ConfigError(f"{one.folder}: not a restored model: no .builder/complete in it",
@@ -90,14 +97,20 @@ def check(plan: BakePlan) -> None:
 
 
 def check_places(plan: BakePlan) -> None:
-    """Raises ConfigError if what is to be written is there, or cannot be. To be asked before images are fetched."""
+    """Raises ConfigError if what is to be written is there, or cannot be."""
     if not plan.out.parent.is_dir():
         raise ConfigError(f"{plan.out.parent}: no such folder")
-    for path in (plan.out, *(beside(plan.out, form) for form in plan.exports)):
+    for path in (plan.out, *(beside(plan.out, form) for form in plan.target.exports)):
         if path.exists() and not plan.force:
             raise ConfigError(f"{path}: already there", hint="--force replaces it")
-    if plan.tree and plan.tree.exists():
-        raise ConfigError(f"{plan.tree}: already there", hint="an earlier bake may have left it: remove it")
+    if plan.tree and set(str(plan.tree)) & _SEPARATORS:
+        raise ConfigError(f"{plan.tree}: overlayfs takes no path with a colon, a comma or a backslash",
+                          hint="bake to another folder, or without --no-loop")  # fmt: skip
+
+
+def _images_alone(plan: BakePlan) -> ConfigError:
+    return ConfigError(f"target {plan.target.name} holds unpacked images and nothing else",
+                       hint="leave out weights, compile caches and --keep-blobs; stream weights from the store")  # fmt: skip
 
 
 def estimate(plan: BakePlan, found: Iterable[OciImage]) -> int:
@@ -105,7 +118,8 @@ def estimate(plan: BakePlan, found: Iterable[OciImage]) -> int:
 
     Raises ConfigError if the disk is certainly too small, even for layers that do not grow when unpacked.
     """
-    compressed, rest = sum(image.size for image in found), SPARE + local_bytes(plan)
+    layers = {layer.digest: layer.size for image in found for layer in image.layers}  # images share layers
+    compressed, rest = sum(layers.values()), SPARE + local_bytes(plan)
     if 2 * compressed + rest > plan.size:
         said = f"a disk of {units.format_size(plan.size)} for at least {units.format_size(2 * compressed + rest)}"
         raise ConfigError(said, hint="choose a larger --size")

@@ -24,6 +24,7 @@ from builder.node.layout import INDEX_TYPES, normalise
 PREFIX = "docker://"
 INSPECT_S, COPY_S = 120.0, 6 * 3600.0
 _REFERENCE = re.compile(r"(?P<name>[^@]+:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})(@(?P<digest>sha256:[0-9a-f]{64}))?")
+_SCHEME = re.compile(r"^https?://")
 _LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?/")
 # The first that matches wins. Texts: skopeo 1.9 (containers/image 5.22), distribution 2.8, Docker Hub.
 CAUSES: Sequence[tuple[str, str, str]] = (
@@ -43,7 +44,10 @@ _ALTERED = re.compile(r"digest (mismatch|did not match|verification)|does not ma
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """authfile: logins as Docker keeps them (config.json); None: where skopeo looks by itself. ca: PEM file of authorities."""
+    """authfile: logins as Docker keeps them (config.json), asked first; None: where skopeo looks by itself.
+
+    ca: PEM file of authorities.
+    """
 
     authfile: Path | None = None
     ca: Path | None = None
@@ -98,8 +102,8 @@ class _Remote:
 
     def _options(self, side: str) -> list[str]:
         options = ["--retry-times", "2"]
-        if self.access.authfile:
-            options += ["--authfile", str(self.access.authfile)]
+        if self.access.authfile and (logins := self._logins(self.access.authfile)):
+            options += ["--authfile", str(logins)]
         if self.access.ca:
             self.certificates.mkdir(exist_ok=True)
             try:
@@ -112,6 +116,27 @@ class _Remote:
         elif _LOOPBACK.match(self.name):  # as Docker treats 127.0.0.0/8: TLS unverified, or none
             options += [f"--{side}tls-verify=false"]
         return options
+
+    def _logins(self, file: Path) -> Path | None:
+        """The file to name to skopeo; None where `file` says nothing of this registry, and skopeo's own places are asked.
+
+        skopeo passes over Docker's `credsStore`, the helper for every registry (github.com/containers/image issue 111), so
+        that one is named as the helper of this registry, in a file of its own, which holds no login.
+        """
+        host = self.name.split("/")[0]
+        try:
+            raw = json.loads(file.read_bytes())
+            helpers, store = raw.get("credHelpers") or {}, raw.get("credsStore")
+            known = {
+                _SCHEME.sub("", key).split("/")[0].replace("index.docker.io", "docker.io") for key in raw.get("auths") or {}
+            }
+        except (ValueError, AttributeError, TypeError):
+            return file  # skopeo says what is wrong with it
+        if host in helpers or not store:
+            return file if host in helpers or host in known else None
+        own = self.certificates.with_suffix(".logins")
+        own.write_text(json.dumps({"credHelpers": {host: store}}))
+        return own
 
     def _run(self, words: list[str], timeout_s: float) -> bytes:
         # A policy of its own would be the machine's; what is taken is decided by the digest.

@@ -20,7 +20,7 @@ def put(one: WeightsInput, models: Path, progress: Progress) -> tuple[str, int]:
     """(manifest digest, bytes) of the model now in `models/<64 hex>`, every byte checked against its manifest.
 
     Root owns the files and everyone may read them: a pod serves them and cannot change them.
-    Raises ConfigError if the folder is not a restored model, IntegrityError if it is damaged.
+    Raises ConfigError if the folder is not a restored model or the volume has it already, IntegrityError if it is damaged.
     """
     digest = _copy(one.folder, models) if one.folder else _restore(one, models, progress)
     return digest, own(model_dir(models, digest))
@@ -30,7 +30,7 @@ def _copy(folder: Path, models: Path) -> str:
     digest = marker_digest(folder)
     if digest is None:
         raise ConfigError(f"{folder}: not a restored model", hint=f"builder weights pull --store URL --to {folder}")
-    target = model_dir(models, digest)
+    target = _free(models, digest)
     shutil.copytree(folder, target)
     if faults := check_folder(target):  # the copy, so that a read error on the way is found too
         raise IntegrityError(
@@ -43,7 +43,14 @@ def _copy(folder: Path, models: Path) -> str:
 def _restore(one: WeightsInput, models: Path, progress: Progress) -> str:
     source = open_source(one.store, endpoint_url=one.endpoint_url, region=one.region)
     manifest = read_manifest(source, one.reference)
-    target = model_dir(models, manifest.digest)
+    target = _free(models, manifest.digest)
     restore(manifest, source, target, progress=progress)
     lock_file(target).unlink(missing_ok=True)
     return manifest.digest
+
+
+def _free(models: Path, digest: str) -> Path:
+    target = model_dir(models, digest)
+    if target.exists():
+        raise ConfigError(f"{digest}: the same weights a second time", hint="name each once")
+    return target

@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -29,12 +30,13 @@ from pathlib import Path
 from types import FrameType
 
 from builder import process
-from builder.errors import BuilderError, CapabilityError
+from builder.errors import BuilderError, CapabilityError, ConfigError
 
 RUN = Path("/run/builder")  # short: a socket's path may have at most 107 bytes
 
 # What a bake or a check starts, and what outlives it when it is killed; env and setpriv become containerd.
 _OURS = ("containerd", "ctr", "setpriv", "env", "mke2fs", "mkfs.xfs", "cp", "skopeo", "fstrim", "sync", "pigz")
+_ESCAPED = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes a space, and what else would cut its line; proc(5)
 RUNC_STATE = Path("/run/containerd/runc/k8s.io")  # fixed by containerd's runc shim, one folder per namespace
 
 
@@ -62,7 +64,8 @@ def workplace(disk: Path, *, tree: Path | None = None, files: tuple[Path, ...] =
 
     tree: a folder, and files: half-made files, that go with it, whatever happens. temporary: so does the disk itself: one
     that is being made and will have been renamed, or a copy.
-    Raises CapabilityError if another process works on the same disk, or the folder cannot be made.
+    Raises CapabilityError if another process works on the same disk, or the folder cannot be made; ConfigError if `tree` is
+    there and no killed process had made it: it is somebody's.
     """
     folder = run / hashlib.sha256(str(disk.resolve()).encode()).hexdigest()[:16]
     lock = _wait_lock(folder)
@@ -70,6 +73,8 @@ def workplace(disk: Path, *, tree: Path | None = None, files: tuple[Path, ...] =
         raise CapabilityError(f"{disk}: another process works on it", hint="wait for it, or choose another file")
     try:
         _clean(folder)
+        if tree and os.path.lexists(tree):
+            raise ConfigError(f"{tree}: already there", hint="remove it: an earlier run left it, or it is yours")
         record = {
             "disk": str(disk.resolve()),
             "files": [str(path.resolve()) for path in files],
@@ -90,7 +95,6 @@ def workplace(disk: Path, *, tree: Path | None = None, files: tuple[Path, ...] =
 def scratch(folder: Path, *, run: Path = RUN) -> Iterator[Path]:
     """A new, private folder, removed at the end; by the next bake or check if this process is killed."""
     with workplace(folder, tree=folder, run=run):
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         yield folder
 
@@ -116,14 +120,10 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    fired = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal fired
-        if not fired:
-            fired = True
-            raise KeyboardInterrupt
-
+    stop = _Stop()
+    if any(isinstance(signal.getsignal(number), _Stop) for number in (signal.SIGINT, signal.SIGTERM)):
+        yield  # within another: once for both, or the clean-up of the outer one could be interrupted
+        return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -132,11 +132,21 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Stop:
+    def __init__(self) -> None:
+        self._fired = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self._fired:
+            self._fired = True
+            raise KeyboardInterrupt
+
+
 def mounts_under(folder: Path) -> list[Path]:
     """Mount points at or below `folder`, the innermost first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = Path(line.split(" ")[4].encode().decode("unicode_escape"))  # spaces are written as \\040
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        point = Path(os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])))
         if point == folder or folder in point.parents:
             found.append(point)
     return found[::-1]

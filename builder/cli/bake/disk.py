@@ -43,7 +43,7 @@ TARGETS = ("bottlerocket", "al2023-volume", "gke-secondary", "azure-data", "raw"
 @click.option("--keep-blobs", is_flag=True, help="Keep the compressed layers on the disk.")
 @click.option("--no-trim", is_flag=True, help="Leave deleted blocks in the file.")
 @click.option("--archive", is_flag=True, help="Also write OUT.tar.gz, which gcloud takes (gke-secondary).")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--force", is_flag=True, help="Replace OUT, its archive and its record if they are there.")
 @click.option("--verify/--no-verify", "check", default=True, help="Open a copy with a second containerd. On by default.")
 @click.option("--run", "run", default=None, metavar="ARGS", help="Arguments for the image's entry point when verifying.")
 @click.option("--snapshot-id", default="", help="Write this id into the manifest instead of ${SNAPSHOT_ID}.")
@@ -61,7 +61,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.config.spec import Bake
     from builder.node import workplace
     from builder.node.disk import need_root
-    from builder.node.plan import BakePlan, beside, check_places
+    from builder.node.plan import BakePlan, beside, check_early
     from builder.node.programs import find
     from builder.node.specs import CLUSTER, SNAPSHOT, check_asked
     from builder.node.targets import target as target_of
@@ -90,12 +90,14 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
         trim=not no_trim,
         archive=archive,
     )
-    check_places(plan)
+    check_early(plan)
     check_asked(settings, plan.target.name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
-    report = verified(session, out, ask) if check and not no_loop else None
+    beside(out, ".json").unlink(missing_ok=True)  # of the disk that was replaced: no record of a disk that fails its proof
+    proof = replace(ask, containerds=(given,) if given else ())
+    report = verified(session, out, proof) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
     written = [*volume.exports, *specs.write(out)]
     data = {

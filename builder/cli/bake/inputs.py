@@ -37,7 +37,7 @@ class Asked:
 def images(asked: Asked, loaded: Loaded | None, scratch: Path, progress: Progress) -> tuple[ImageInput, ...]:
     """Every image as an OCI layout; those of the engine and of registries lie in `scratch` then."""
     from builder.node.inputs import ImageInput
-    from builder.node.layout import host_platform
+    from builder.node.layout import host_platform, normalise
     from builder.node.registry import PREFIX, fetch
     from builder.progress import step
 
@@ -45,6 +45,9 @@ def images(asked: Asked, loaded: Loaded | None, scratch: Path, progress: Progres
     references = list(asked.images)
     if not asked and loaded and "image" in loaded.spec.bake.contents:
         references.append(f"{loaded.spec.image.repository}:{loaded.spec.image.tag}")
+    for reference in references:
+        if not reference.startswith(PREFIX):
+            normalise(reference)  # a name that the disk cannot hold is told before an export of minutes
     for number, reference in enumerate(references):
         folder = scratch / str(number)
         if reference.startswith(PREFIX):

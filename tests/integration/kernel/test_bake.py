@@ -75,12 +75,22 @@ def test_layers_that_replace_and_hide_keep_their_marks(tmp_path: Path, loop: boo
 
 
 def test_without_loop_devices_the_disk_is_ext4_and_as_good(layout: Path, weights: Path, tmp_path: Path) -> None:
-    plan = BakePlan(
-        tmp_path / "e.img", images=(ImageInput(layout),), weights=(WeightsInput(folder=weights),), size=SIZE, loop=False
-    )
-    made = bake(plan)
+    """Also in a folder whose name holds a space, and of a user whose files nobody else may read."""
+    out = tmp_path / "my disks" / "e.img"
+    out.parent.mkdir()
+    plan = BakePlan(out, images=(ImageInput(layout),), weights=(WeightsInput(folder=weights),), size=SIZE, loop=False)
+    before = os.umask(0o077)
+    try:
+        made = bake(plan)
+    finally:
+        assert os.umask(before) == 0o077
     assert made.filesystem == "ext4"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.img"]  # no tree stays
+    assert sorted(p.name for p in out.parent.iterdir()) == ["e.img"]  # no tree stays
+    assert out.stat().st_mode & 0o777 == 0o600
+    with opened(out) as root:
+        models = Path(MODELS)
+        for path in (Path(), *reversed(models.parents), models, Path(volume.RECORD)):
+            assert (root / path).stat().st_mode & 0o444 == 0o444, path
     assert verify(VerifyPlan(made.path, run=RUN)).runs[0].output == "10001\nsecond layer\n"
 
 
@@ -117,6 +127,21 @@ def test_damaged_weights_are_not_baked(layout: Path, weights: Path, tmp_path: Pa
     with pytest.raises(IntegrityError, match=r"part-0.safetensors"):
         bake(BakePlan(tmp_path / "o.img", weights=(WeightsInput(folder=copy),), size=SIZE))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_the_same_weights_twice_are_refused(weights: Path, tmp_path: Path) -> None:
+    twice = (WeightsInput(folder=weights),) * 2
+    with pytest.raises(ConfigError, match="the same weights a second time"):
+        bake(BakePlan(tmp_path / "o.img", weights=twice, size=SIZE))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_kept(layout: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.img.tree").mkdir()
+    (tmp_path / "o.img.tree" / "mine").touch()
+    with pytest.raises(ConfigError, match=r"o\.img\.tree: already there"):
+        bake(BakePlan(tmp_path / "o.img", images=(ImageInput(layout),), size=SIZE, loop=False))
+    assert [p.name for p in tmp_path.rglob("*")] == ["o.img.tree", "mine"]
 
 
 def test_an_existing_file_is_kept_unless_forced(layout: Path, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builder.cli.bake import disk as command
+from builder.cli.bake import evidence
 from builder.cli.group import run
+from builder.process import need
 from tests import oci
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
@@ -23,17 +26,26 @@ def code(*words: str | Path) -> int:
     return caught.value.code
 
 
-def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_and_all_that_belongs_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, asked = tmp_path / "bin", []
+    programs.mkdir()
+    for name in ("containerd", "ctr", "containerd-shim-runc-v2"):
+        (programs / name).symlink_to(need(name))
+    monkeypatch.setattr(command, "verified", lambda *a: asked.append(a[2].containerds) or evidence.verified(*a))
     oci.write_layout(tmp_path / "layout")
     out = tmp_path / "data.img"
     assert code("bake", "disk", out, "--oci", f"acme/llm:v7={tmp_path / 'layout'}", "--size", "1GiB", "--run", ARGS,
-                "--snapshot-id", "snap-0a1b2c3d", "--cluster", "prod", "--format", "json") == 0  # fmt: skip
+                "--snapshot-id", "snap-0a1b2c3d", "--cluster", "prod", "--containerd", programs,
+                "--format", "json") == 0  # fmt: skip
+    assert asked == [(programs,)]  # the machine may have no other
     data = json.loads(capsys.readouterr().out)
     assert data["volume"]["images"][0]["reference"] == "docker.io/acme/llm:v7"
     assert data["verify"]["containerds"][0]["runs"][0]["output"] == "10001\nsecond layer\n"
     beside = {p.name.removeprefix("data.img") for p in tmp_path.glob("data.img.*")}
     assert beside >= {".json", ".auto.pkrvars.json", ".ec2nodeclass.yaml", ".nodepool.yaml", ".user-data.toml"}
-    assert {p.name for p in tmp_path.iterdir()} == {"data.img", *(f"data.img{s}" for s in beside), "layout"}
+    assert {p.name for p in tmp_path.iterdir()} == {"data.img", *(f"data.img{s}" for s in beside), "layout", "bin"}
     node = yaml.safe_load((tmp_path / "data.img.ec2nodeclass.yaml").read_text())
     volume = node["spec"]["blockDeviceMappings"][1]["ebs"]
     assert (volume["snapshotID"], volume["volumeSize"]) == ("snap-0a1b2c3d", "1Gi")
@@ -44,6 +56,11 @@ def test_a_disk_and_all_that_belongs_to_it(tmp_path: Path, capsys: pytest.Captur
     assert "exit status 9" in json.loads(capsys.readouterr().out)["error"]["where"]["findings"][0]
     assert code("bake", "verify", out) == 0  # an image without entry point runs /bin/true
     assert "/bin/true as 10001:0" in capsys.readouterr().out
+
+    again = ["bake", "disk", out, "--oci", f"acme/llm:v8={tmp_path / 'layout'}", "--size", "1GiB", "--force"]
+    assert code(*again, "--run", "/bin/sh -c 'exit 9'") == 7
+    assert out.exists()
+    assert not (tmp_path / "data.img.json").exists()  # it was of the disk before
 
 
 def test_without_loop_devices_it_says_that_nothing_was_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,8 @@ from builder.errors import BuilderError
 from builder.node import bake
 from builder.node.inputs import ImageInput
 try:
-    bake.bake(bake.BakePlan(Path(sys.argv[1]), (ImageInput(Path(sys.argv[2])),), size=1 << 30))
+    loop = "--no-loop" not in sys.argv
+    bake.bake(bake.BakePlan(Path(sys.argv[1]), (ImageInput(Path(sys.argv[2])),), size=1 << 30, loop=loop))
 except BuilderError as exc:
     print(exc.message + " | " + exc.hint, file=sys.stderr)
     sys.exit(exc.exit_code)
@@ -197,8 +198,8 @@ def test_root_of_a_user_namespace_is_told_why(layout: Path, tmp_path: Path) -> N
     assert "that of a user namespace may not mount disks" in done.stderr
 
 
-def begin(out: Path, layout: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", BAKE, out, layout], cwd=ROOT, stderr=subprocess.DEVNULL)
+def begin(out: Path, layout: Path, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", BAKE, out, layout, *more], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def test_two_bakes_at_once(layout: Path, tmp_path: Path) -> None:
@@ -210,8 +211,12 @@ def test_two_bakes_at_once(layout: Path, tmp_path: Path) -> None:
         assert children[0].poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(CapabilityError, match="another process works on it"):
-        bake(BakePlan(outs[0], (ImageInput(layout),), size=SIZE))
+    children[0].send_signal(signal.SIGSTOP)  # else it may have ended before it is asked for again
+    try:
+        with pytest.raises(CapabilityError, match="another process works on it"):
+            bake(BakePlan(outs[0], (ImageInput(layout),), size=SIZE))
+    finally:
+        children[0].send_signal(signal.SIGCONT)
     for child, out in zip(children, outs, strict=True):
         assert child.wait(WAIT_S) == 0
         assert out.stat().st_size == SIZE
@@ -236,3 +241,20 @@ def test_killed_at_any_time_it_starts_again_and_leaves_nothing(layout: Path, tmp
     assert made.blocks, f"seed {seed}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k.img"], f"seed {seed}"
     assert leftovers(tmp_path) == [], f"seed {seed}"
+
+
+def test_killed_without_loop_devices_the_same_bake_starts_again(layout: Path, tmp_path: Path) -> None:
+    """The folder that it left is its own, and no reason to refuse."""
+    out = tmp_path / "t.img"
+    child = begin(out, layout, "--no-loop")
+    deadline = time.monotonic() + WAIT_S
+    while not (tmp_path / "t.img.tree" / "var").exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert (tmp_path / "t.img.tree").exists()
+    made = bake(BakePlan(out, (ImageInput(layout),), size=SIZE, loop=False))
+    assert f"folder {tmp_path / 't.img.tree'}" in made.cleaned
+    assert [path.name for path in tmp_path.iterdir()] == ["t.img"]

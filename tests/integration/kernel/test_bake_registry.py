@@ -107,7 +107,8 @@ def test_dockers_own_manifest_is_taken_as_it_is(served: Registry, image: Path, t
     assert found.target.media_type == manifest["mediaType"]
 
 
-def test_a_credential_helper_is_asked(served: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [False, True], ids=["credHelpers", "credsStore"])
+def test_a_credential_helper_is_asked(served: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool) -> None:
     helper = tmp_path / "bin" / "docker-credential-ours"
     helper.parent.mkdir()
     helper.write_text(f'#!/bin/sh\nread -r host\necho "$1 $host" >> {tmp_path}/asked\n'
@@ -115,7 +116,7 @@ def test_a_credential_helper_is_asked(served: Registry, tmp_path: Path, monkeypa
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", str(helper.parent), prepend=":")
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"credHelpers": {served.host: "ours"}}))
+    config.write_text(json.dumps({"credsStore": "ours"} if every else {"credHelpers": {served.host: "ours"}}))
     fetch(served.reference(NAME, "v1"), tmp_path / "a", Access(config, served.ca))
     assert f"get {served.host}" in (tmp_path / "asked").read_text()
 

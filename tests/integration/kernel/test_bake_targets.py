@@ -120,6 +120,13 @@ def test_gke_gets_layers_and_two_lists_of_them(baking: Bake, tmp_path: Path, loo
     (archive,) = made.exports
     subprocess.run(["tar", "-xzf", archive, "-C", tmp_path], check=True)
     assert blocks.scan(tmp_path / "disk.raw") == blocks.scan(made.path)
+    if loop:
+        made.path.rename(tmp_path / "elsewhere.img")
+        with pytest.raises(ConfigError, match=r"d\.img\.tar\.gz: already there"):
+            baking("gke-secondary")
+        assert archive.exists()
+        baking("gke-secondary", force=True)
+        assert not archive.exists()  # it was of another disk than the one beside it
 
 
 def checksum(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import CapabilityError
+from builder.errors import CapabilityError, ConfigError
 from builder.node import workplace
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
@@ -89,3 +90,44 @@ def test_a_record_that_was_cut_short_names_nothing(killed: Path) -> None:
         path.write_text(path.read_text()[:20])
     assert workplace.sweep(killed / "run") == []
     assert (killed / "kept.img").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused_and_kept(killed: Path) -> None:
+    """What a killed process made is cleared away; what nobody's record names may be its user's."""
+    with workplace.scratch(killed / "inputs", run=killed / "run") as inputs:
+        assert list(inputs.iterdir()) == []
+    (killed / "mine").mkdir()
+    (killed / "mine/a").write_text("x")
+    with (
+        pytest.raises(ConfigError, match="mine: already there"),
+        workplace.scratch(killed / "mine", run=killed / "run"),
+    ):
+        pass
+    assert (killed / "mine/a").read_text() == "x"
+
+
+def test_mounts_below_a_folder_of_any_name_are_found(tmp_path: Path) -> None:
+    point = tmp_path / "J\u00fcrgens disk\\1\t2"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], check=True)
+    try:
+        assert workplace.mounts_under(point) == [point]
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_second_signal_does_not_interrupt_the_clean_up_of_an_outer_step() -> None:
+    cleaned = []
+
+    def work() -> None:
+        with workplace.terminable():
+            try:
+                with workplace.terminable():
+                    signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                cleaned.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert cleaned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from builder.config.spec import Bake
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
 from builder.node import plan, registry
 from builder.node.inputs import CompiledInput, ImageInput, WeightsInput
+from builder.node.layout import Descriptor, OciImage
 from builder.node.plan import BakePlan
 from builder.node.targets import TARGETS
 from builder.progress import NoProgress
@@ -102,7 +104,6 @@ def test_the_command_and_the_description_know_the_same_targets() -> None:
         ("gke-secondary", {"keep_blobs": True}, "", "holds unpacked images and nothing else"),
         ("azure-data", {}, "d.img.vhd", r"d\.img\.vhd: already there"),
         ("gke-secondary", {"archive": True}, "d.img.tar.gz", r"d\.img\.tar\.gz: already there"),
-        ("raw", {"loop": False}, "d.img.tree", r"d\.img\.tree: already there"),
     ],
 )
 def test_a_plan_that_its_target_cannot_hold_is_refused(
@@ -133,3 +134,52 @@ def test_a_registrys_words_become_one_line(said: str, kind: type[BuilderError], 
     assert type(error) is kind
     assert message in error.message
     assert "time=" not in error.message
+
+
+def test_the_file_of_logins_is_named_where_it_knows_the_registry(tmp_path: Path) -> None:
+    """Else skopeo would ask it alone, and not where `skopeo login` keeps its own."""
+    config = tmp_path / "config.json"
+    remote = registry._Remote("r.example.com/a:1", registry.Access(config), tmp_path / "0.ca")
+    for text, named in (
+        ('{"auths": {"r.example.com": {"auth": "x"}}}', config),
+        ('{"auths": {"https://r.example.com/v1/": {"auth": "x"}}}', config),
+        ('{"credHelpers": {"r.example.com": "ours"}, "credsStore": "other"}', config),
+        ('{"auths": {"other.example.com": {"auth": "x"}}}', None),
+        ("{}", None),
+        ("not JSON", config),
+    ):
+        config.write_text(text)
+        assert remote._logins(config) == named, text
+    config.write_text('{"credsStore": "ecr-login", "auths": {"r.example.com": {"auth": "c2VjcmV0"}}}')
+    own = remote._logins(config)
+    assert own is not None
+    assert own.read_text() == '{"credHelpers": {"r.example.com": "ecr-login"}}'
+
+
+def test_layers_that_images_share_are_counted_once(tmp_path: Path) -> None:
+    """Two images of one base of 600 MiB fit on a disk of 2 GiB; as two of 600 MiB each they would not."""
+    layer = Descriptor("", "sha256:" + "a" * 64, 600 << 20)
+    one = OciImage("r.example.com/a:1", layer, layer, layer, (layer,), ("sha256:x",), "", (), "linux/amd64")
+    order = BakePlan(tmp_path / "d.img", (ImageInput(tmp_path),), size=2 << 30)
+    assert plan.estimate(order, [one, replace(one, reference="r.example.com/b:1")]) == plan.estimate(order, [one])
+    other = replace(one, layers=(replace(layer, digest="sha256:" + "b" * 64),))
+    with pytest.raises(ConfigError, match="a disk of"):
+        plan.estimate(order, [one, other])
+
+
+def test_what_cannot_work_is_told_before_images_are_fetched(tmp_path: Path) -> None:
+    for change, says in (
+        ({"size": (1 << 30) + 512}, "expected whole GiB"),
+        ({"archive": True}, "has no archive form"),
+        ({"target": TARGETS["gke-secondary"], "keep_blobs": True}, "holds unpacked images and nothing else"),
+        ({"weights": (WeightsInput(folder=tmp_path),)}, "not a restored model"),
+        ({"out": tmp_path / "a:b.img", "loop": False}, "overlayfs takes no path with a colon"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            plan.check_early(replace(BakePlan(tmp_path / "d.img", size=1 << 30), **change))  # type: ignore[arg-type]
+
+
+def test_a_name_without_tag_is_told_before_anything_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'debian' is not an image reference"):
+        inputs.images(Asked(images=("debian",)), None, tmp_path, NoProgress())
+    assert list(tmp_path.iterdir()) == []

@@ -110,6 +110,8 @@ def _docker_archive(folder: Path) -> None:
         (_edit_index(lambda r: r["manifests"][0].update(size=-1)), IntegrityError, "size -1"),
         (_edit_index(lambda r: r["manifests"][0].update(annotations={})), ConfigError, "has no name"),
         (_edit_index(lambda r: r.update(manifests=r["manifests"] * 2)), ConfigError, "no name asked for"),
+        (_edit_index(lambda r: r.update(manifests=None)), IntegrityError, "of another shape"),
+        (_edit_index(lambda r: r["manifests"][0].update(annotations=[1])), IntegrityError, "of another shape"),
     ],
 )
 def test_a_bad_layout_is_refused(folder: Path, damage: Callable[[Path], object], error: type[BuilderError], says: str) -> None:
@@ -140,6 +142,8 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         ("acme/llm:v1", "docker.io/acme/llm:v1"),
         ("localhost/llm:v1", "localhost/llm:v1"),
         ("registry:5000/llm:v1", "registry:5000/llm:v1"),
+        ("docker.io/debian:12", "docker.io/library/debian:12"),
+        ("index.docker.io/acme/llm:v1", "docker.io/acme/llm:v1"),
     ],
 )
 def test_names_are_completed_as_kubelet_does(short: str, full: str) -> None:
@@ -150,3 +154,11 @@ def test_names_are_completed_as_kubelet_does(short: str, full: str) -> None:
 def test_a_name_without_a_tag_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not an image reference"):
         layout.normalise(text)
+
+
+@pytest.mark.parametrize("name", ["docker.io/library/debian@sha256:" + "a" * 64, "UPPER:1"])
+def test_another_image_with_a_name_of_no_use_is_passed_over(folder: Path, name: str) -> None:
+    """An engine that exports by digest writes such a name; it is none that a pod could give."""
+    (entry,) = json.loads((folder / "index.json").read_text())["manifests"]
+    _edit_index(lambda r: r["manifests"].append({**entry, "annotations": {layout.NAME_KEY: name}}))(folder)
+    assert find(folder, "registry.example.com/llm/tiny:v1").reference == "registry.example.com/llm/tiny:v1"
