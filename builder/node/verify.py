@@ -112,7 +112,7 @@ def _open(plan: VerifyPlan, version: programs.Programs, place: workplace.Workpla
     with step(progress, f"bake: containerd {version.version}, start without pull"), _blamed(place, version, own):
         cri.need_client()
         with containerd.containerd(caches, place.folder, programs=version) as daemon:
-            references.audit_labels(daemon, own)
+            references.audit_labels(daemon, images, own)
             whole = [image for image in images if references.audit_image(daemon, image, own) and _native(image, own)]
             if whole:
                 pause.add(daemon, place.folder / "pause")

@@ -8,10 +8,17 @@ from builder.node import containerd
 from builder.node.proof.report import Notes
 
 
-def audit_labels(daemon: containerd.Containerd, notes: Notes) -> None:
-    """kubelet's image GC spares what is pinned; the CRI plugin lists what is managed."""
+def audit_labels(daemon: containerd.Containerd, images: list[dict[str, Any]], notes: Notes) -> None:
+    """kubelet's image GC spares what is pinned; the CRI plugin lists what is managed. And nothing is there but what was baked.
+
+    images: of the build record.
+    """
     rows = daemon.images()
+    baked = {name for image in images for name in (image["reference"], by_digest(image))}
     findings = [
+        f"{row.reference}: on the disk, not in the build record" for row in rows if images and row.reference not in baked
+    ]
+    findings += [
         f"{row.reference}: {key} is {row.labels.get(key)!r}, expected {value!r}"
         for row in rows
         for key, value in containerd.LABELS.items()

@@ -215,6 +215,7 @@ def ctr_on(path: Path, *commands: list[str]) -> None:
     [
         (["images", "label", NAME, "io.cri-containerd.pinned="], "io.cri-containerd.pinned is None, expected 'pinned'"),
         (["images", "label", NAME, "io.cri-containerd.image="], "io.cri-containerd.image is None, expected 'managed'"),
+        (["images", "tag", NAME, "registry.example.com/a:1"], "registry.example.com/a:1: on the disk, not in the build record"),
         (["images", "rm", NAME], f"image {NAME}: {NAME} is absent, expected sha256:"),
         (["images", "rm", "DIGEST"], f"image {NAME}: registry.example.com/llm/tiny@sha256:[0-9a-f]{{64}} is absent"),
     ],

@@ -418,14 +418,21 @@ def _alone(folder: Path) -> None:
 def test_interrupted_the_files_in_work_are_finished_and_nothing_stays_behind(tmp_path: Path, made: Path) -> None:
     """Ctrl-C on a terminal goes to every process of the run."""
     program, folder = tmp_path / "run.py", tmp_path / "site"
-    program.write_text(RUN)
+    # It stops at the first report: else a quick machine has done every file before the signal comes.
+    program.write_text(RUN.replace("print(path, flush=True)", "print(path, flush=True), sys.stdin.readline()"))
     folder.mkdir()
     for i in range(40):
         shutil.copy(made, folder / f"{i}.so")
     command = [sys.executable, program, folder, "2"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        start_new_session=True,
+        text=True,
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()
