@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from builder.cli.group import run
-from tests.integration.test_runtime import ENGINE, WAIT_S, Serve, Served, metrics, serve, store
+from tests.bounds import BOUND_S
+from tests.integration.test_runtime import ENGINE, Serve, Served, metrics, serve, store
 
 __all__ = ["serve", "store"]
 COMPILE = 'mkdir -p "$CACHE/inductor"; [ -e "$CACHE/inductor/k.so" ] || echo compiled >"$CACHE/inductor/k.so"; exec "$@"'
@@ -63,7 +64,7 @@ def test_another_stack_is_told_or_refused(
     serve: Serve, env: dict[str, str], captured: Path, tmp_path: Path, changed: dict[str, str]
 ) -> None:
     refused = serve(**env, **changed, BUILDER_COMPILE_CACHE="require")
-    assert refused.process.wait(WAIT_S) == 4
+    assert refused.process.wait(BOUND_S) == 4
     name = next(iter(changed)) if len(changed) == 1 else "VLLM_X"
     assert f"env.{name}: captured with" in refused.err.read_text()
     assert not (tmp_path / "root/inductor").exists()  # the engine was not started
@@ -79,7 +80,7 @@ def test_a_damaged_cache_ends_the_start(serve: Serve, env: dict[str, str], captu
     (captured / "files.tar").write_bytes(body.replace(b"compiled", b"c0mpiled"))
     for how in ("use", "require"):
         damaged = serve(**env, BUILDER_COMPILE_CACHE=how)
-        assert damaged.process.wait(WAIT_S) == 3
+        assert damaged.process.wait(BOUND_S) == 3
         assert "inductor/k.so: sha256" in damaged.err.read_text()
     off = serve(**env, BUILDER_COMPILE_CACHE="off")
     off.until_ready()
