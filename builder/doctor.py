@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder import process, units
+from builder.errors import BuilderError, CapabilityError
 
 if TYPE_CHECKING:
     from builder.image.built import Capabilities
 
 WORK = ("weights", "build", "bake", "verify", "demo")
 ENGINE = "install Docker 26 or newer with buildx (in a checkout: make engine)"
+NO_GPU = "verify.gpu: required makes this an error"
 FREE_BYTES = 5 << 30  # the demo's image, its build cache and the volume take about 3 GiB
 
 
@@ -60,7 +62,11 @@ def examine() -> list[Finding]:
 def _docker() -> list[Finding]:
     if not process.which("docker"):
         return [Finding("docker", False, "no docker program", ("verify",), ENGINE)]
-    told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=process.ANSWER_S)
+    try:
+        told = process.run(["docker", "info", "--format", "{{json .}}"], check=False, timeout_s=process.ANSWER_S)
+    except BuilderError:  # an engine that hangs takes the connection and says nothing
+        hint = "look at the engine's log, then restart it"
+        return [Finding("docker", False, f"no answer within {process.ANSWER_S:.0f} s", ("verify",), hint)]
     info = json.loads(told.stdout) if told.returncode == 0 else {}
     version = info.get("ServerVersion", "")
     if not version:
@@ -128,7 +134,6 @@ def _module(name: str, what: str, hint: str) -> Finding:
 
 
 def _rclone() -> Finding:
-    from builder.errors import CapabilityError
     from builder.stores import rclone
 
     try:
@@ -153,10 +158,13 @@ def _loop() -> Finding:
 
 def _gpu() -> Finding:
     smi = process.which("nvidia-smi")
-    told = process.run([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"], check=False) if smi else None
-    if told is not None and told.returncode == 0:
-        return Finding("gpu", True, told.stdout.decode().strip().replace("\n", "; "), ())
-    return Finding("gpu", False, "none; verify runs on the CPU", (), "verify.gpu: required makes this an error")
+    if smi is None:
+        return Finding("gpu", False, "none; verify runs on the CPU", (), NO_GPU)
+    try:
+        told = process.run([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"], timeout_s=process.ANSWER_S)
+    except BuilderError as exc:  # a driver that does not fit its kernel module says so; one that lost its device may hang
+        return Finding("gpu", False, f"none; {exc.message.splitlines()[-1].strip()}", (), NO_GPU)
+    return Finding("gpu", True, told.stdout.decode().strip().replace("\n", "; "), ())
 
 
 def _space(folder: Path) -> Finding:

@@ -37,6 +37,7 @@ RUN = Path("/run/builder")  # short: a socket's path may have at most 107 bytes
 # What a bake or a check starts, and what outlives it when it is killed; env and setpriv become containerd.
 _OURS = ("containerd", "ctr", "setpriv", "env", "mke2fs", "mkfs.xfs", "cp", "skopeo", "fstrim", "sync", "pigz")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes a space, and what else would cut its line; proc(5)
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RUNC_STATE = Path("/run/containerd/runc/k8s.io")  # fixed by containerd's runc shim, one folder per namespace
 
 
@@ -116,15 +117,20 @@ def sweep(run: Path = RUN) -> list[str]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM ends the work as Ctrl-C does: by KeyboardInterrupt, once, so that clean-up is not interrupted."""
+    """Within, Ctrl-C, SIGTERM and SIGHUP end the work once, so that clean-up is not interrupted; what is ignored stays so.
+
+    Ctrl-C by KeyboardInterrupt, the others by SystemExit with the status that shells give them, 128 + the signal's number.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     stop = _Stop()
-    if any(isinstance(signal.getsignal(number), _Stop) for number in (signal.SIGINT, signal.SIGTERM)):
-        yield  # within another: once for both, or the clean-up of the outer one could be interrupted
+    if any(isinstance(signal.getsignal(number), _Stop) for number in _STOP):
+        yield  # within another: once for all, or the clean-up of the outer one could be interrupted
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _STOP if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
@@ -139,7 +145,7 @@ class _Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self._fired:
             self._fired = True
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def mounts_under(folder: Path) -> list[Path]:

@@ -163,9 +163,11 @@ def test_two_bakes_of_one_file_exclude_each_other(layout: Path, tmp_path: Path) 
         bake(BakePlan(out, images=(ImageInput(layout),), size=SIZE))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
-    """SIGTERM and Ctrl-C clean up on the way out; what SIGKILL leaves is removed by the next run, and reported."""
+    """Each signal that can be caught cleans up on the way out; what SIGKILL leaves is removed by the next run, and reported."""
     out = tmp_path / "k.img"
     child = subprocess.Popen([sys.executable, "-c", SLOW, str(out), str(layout)], cwd=Path(__file__).parents[3])
     deadline = time.monotonic() + BOUND_S
@@ -187,9 +189,11 @@ def test_a_killed_bake_leaves_nothing_for_long(layout: Path, tmp_path: Path, num
 
 # A bake that stops after the import, with everything attached.
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from builder.node import bake, containerd
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts this one
 from builder.node.inputs import ImageInput
 out = Path(sys.argv[1])
 def wait(self):

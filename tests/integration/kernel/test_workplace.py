@@ -128,6 +128,17 @@ def test_a_second_signal_does_not_interrupt_the_clean_up_of_an_outer_step() -> N
                 signal.raise_signal(signal.SIGTERM)
                 cleaned.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         work()
+    assert ended.value.code == 143
     assert cleaned
+
+
+def test_signals_that_the_shell_had_ignored_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with workplace.terminable():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
