@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from builder import __version__
-from builder.node import archive, blocks, containerd, disk, faults, gke, gpt, plan, vhd, volume, workplace
+from builder.node import archive, blocks, containerd, disk, faults, gke, gpt, lent, plan, vhd, volume, workplace
 from builder.node.baked import DataVolume
 from builder.node.images import open_images
 from builder.node.layout import Descriptor, OciImage
@@ -60,7 +60,7 @@ def bake(order: BakePlan, *, progress: Progress | None = None) -> DataVolume:
         job = _Job(order, stack.enter_context(place), faults.Scene(order), watch)
         plan.check_places(order)  # again, now that nobody else makes it
         job.scene.opened += open_images(stack, order.images, order.platform)
-        disk.need_space(order.out.parent, plan.estimate(order, [one.image for one in job.scene.opened]))
+        disk.need_space(order.out.parent, plan.estimate(order, job.scene.opened))
         with faults.explained(job.scene):
             order.partial.unlink(missing_ok=True)  # from before a reboot, which emptied /run
             disk.create(order.partial, order.size)
@@ -169,18 +169,19 @@ def _readable() -> Iterator[None]:
 def _images(job: _Job, root: Path) -> dict[str, Any]:
     """The containerd root, or what the target has instead of it, and what the record says of it."""
     order, watch, images = job.plan, job.watch, [one.image for one in job.scene.opened]
-    private = containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find())
+    private = containerd.containerd(root / CONTAINERD, job.place.folder, programs=order.programs or find(), patient=True)
     with private as daemon, faults.explained(job.scene, ended=daemon.ended):
         for one in job.scene.opened:
             with watch(f"import {one.image.reference}", sum(blob.size for blob in one.image.blobs())) as task:
-                daemon.load(one.layout, one.image, _Layers(one.image, task).seen)
+                daemon.load(one.layout, one.image, _Layers(one.image, task).seen, copied=order.keep_blobs)
         with watch("label and pin" if order.keep_blobs else "label, pin, drop compressed layers"):
             for row in daemon.images():
                 daemon.label(row.reference)
             for image in images if not order.keep_blobs else ():
                 daemon.drop_layers(image)
             daemon.collect()
-        with watch("digest layers"):
+            lent.expect_none(daemon.root)
+        with watch("digest layers, flush"), disk.flushing(root):
             rows = _rows(images, daemon, root)
         listed = daemon.listed()
     volume.keep_only_caches(root)

@@ -15,16 +15,18 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
 from builder.errors import BuilderError
+from builder.node import lent
 from builder.node.cri_config import alone, for_pods
 from builder.node.layout import Descriptor, Layout, OciImage
-from builder.node.programs import Programs, find
+from builder.node.programs import Programs, find, gunzip
 from builder.node.stream import stream
 
 NAMESPACE = "k8s.io"
@@ -35,6 +37,7 @@ READY_S = 300.0
 STOP_S = 60.0
 CTR_S = 600.0
 IMPORT_S = 3600.0
+_CLIENTS = 4  # of ctr, at once; each lives for some 50 ms
 Seen = Callable[[Descriptor, int], None]
 _UNUSED = (
     "io.containerd.snapshotter.v1.aufs",
@@ -63,8 +66,9 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Containerd:
-    """A running private containerd."""
+    """A running private containerd over `root`."""
 
+    root: Path
     socket: Path
     log: Path
     programs: Programs
@@ -82,11 +86,15 @@ class Containerd:
             raise self.failed(args, done.stderr.decode(errors="replace"), done.returncode)
         return done.stdout.decode(errors="replace")
 
-    def load(self, layout: Layout, image: OciImage, seen: Seen | None = None) -> None:
-        """Import one image, unpacked, under its tag and its digest. Every digest is checked by containerd.
+    def load(self, layout: Layout, image: OciImage, seen: Seen | None = None, *, copied: bool = True) -> None:
+        """Import one image, unpacked, under its tag and its digest. Every digest is checked.
 
         seen(blob, bytes): told of each piece that was handed over; unpacking goes on after the last.
+        copied: False where the compressed layers are dropped later: then those that are files are read where they lie.
         """
+        there = {} if copied else lent.lend(layout, image, self.root, seen)
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            list(pool.map(lambda layer: self._take(layer, there), [x for x in set(image.layers) if x.digest in there]))
         # From 2.0 on ctr hands the archive to the transfer service, which makes no reference by digest of a named image.
         local = ["--local"] if int(self.version.split(".")[0]) >= 2 else []
         args = ["images", "import", *local, "--base-name", image.repository, "--digests", "--platform", image.platform, "-"]
@@ -98,7 +106,7 @@ class Containerd:
             try:
                 assert child.stdin is not None
                 with suppress(BrokenPipeError):  # ctr has left; its own words say why
-                    stream(layout, image, child.stdin, seen)
+                    stream(layout, image, child.stdin, seen, without=there)
                 with suppress(BrokenPipeError):
                     child.stdin.close()
                 child.wait(IMPORT_S)
@@ -112,6 +120,22 @@ class Containerd:
                 said.seek(0)
                 raise self.failed(args, said.read().decode(errors="replace"), child.returncode)
         self._expect(image)
+
+    def _take(self, layer: Descriptor, files: Mapping[str, Path]) -> None:
+        """Make a layer that the store has known in the namespace."""
+        args = [
+            "content",
+            "ingest",
+            "--expected-size",
+            str(layer.size),
+            "--expected-digest",
+            layer.digest,
+            f"builder-{layer.digest}",
+        ]
+        with files[layer.digest].open("rb") as body:
+            done = subprocess.run([*self._argv(), *args], stdin=body, capture_output=True, timeout=CTR_S, check=False)
+        if done.returncode:
+            raise self.failed(args, done.stderr.decode(errors="replace"), done.returncode)
 
     def ended(self) -> str:
         """How containerd ended, such as `ended with status 1`; "" while it runs."""
@@ -205,21 +229,21 @@ class Containerd:
 
 @contextmanager
 def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: str = "",
-               programs: Programs | None = None) -> Iterator[Containerd]:  # fmt: skip
+               programs: Programs | None = None, patient: bool = False) -> Iterator[Containerd]:  # fmt: skip
     """A private containerd over `root`, its socket, state, config and log in `folder`; stopped at the end.
 
     cri: with the CRI plugin, which then takes stock of the images as it does on a node. sandbox_image: of a pod's first
     process; with it the plugin also starts pods, and containerd and all that it starts have no network but an own loopback.
-    programs: None finds them.
+    programs: None finds them. patient: nothing is collected as garbage until `collect` asks for it.
     """
     found = programs or find()
     socket, log = folder / "containerd.sock", folder / "containerd.log"
     file = folder / "containerd.toml"
     pods = for_pods(sandbox_image, folder) if sandbox_image else []
-    file.write_text(config(root, folder / "state", socket, cri=cri or bool(pods), pods=pods))
+    file.write_text(config(root, folder / "state", socket, cri=cri or bool(pods), pods=pods, patient=patient))
     # A parent killed by SIGKILL cannot clean up; the kernel then ends containerd, so that the mount is not held.
     argv: list[str | Path] = [
-        *found.with_path(),
+        *found.with_path(*gunzip(folder / "bin")),
         process.need("setpriv", "util-linux"),
         "--pdeathsig",
         "KILL",
@@ -232,7 +256,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: st
         # An own session: Ctrl-C goes to this process alone, which stops containerd when its work is undone.
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
-        running = Containerd(socket, log, found, child)
+        running = Containerd(root, socket, log, found, child)
         _wait(running, child)
         yield running
     finally:
@@ -244,7 +268,7 @@ def containerd(root: Path, folder: Path, *, cri: bool = False, sandbox_image: st
             child.wait()
 
 
-def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[str] = ()) -> str:
+def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[str] = (), patient: bool = False) -> str:
     """containerd's configuration, version 2, which 1.6 to 2.x read. Strings are JSON, which is also TOML.
 
     pods: more lines for the CRI plugin.
@@ -258,6 +282,8 @@ def config(root: Path, state: Path, socket: Path, *, cri: bool, pods: Sequence[s
         "[grpc]",
         f"address = {json.dumps(str(socket))}",
     ]
+    if patient:
+        lines += ['[plugins."io.containerd.gc.v1.scheduler"]', 'startup_delay = "24h"', "mutation_threshold = 1000000000"]
     if cri:
         lines += [
             '[plugins."io.containerd.grpc.v1.cri"]',

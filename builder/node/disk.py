@@ -12,6 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,6 +154,18 @@ def flush(point: Path) -> None:
     """Write everything to the disk. Raises BuilderError if a write failed, even one that the kernel did behind our back:
     unmounting alone does not tell (syncfs reports such errors since Linux 5.8)."""
     process.run(["sync", "--file-system", point])
+
+
+@contextmanager
+def flushing(point: Path) -> Iterator[None]:
+    """Within, what the file system holds by now is written. Raises as `flush` does, at the end. For a mount point only."""
+    if not point.is_mount():
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(flush, point)
+        yield
+        written.result()
 
 
 def trim(point: Path) -> None:

@@ -24,6 +24,7 @@ from builder.errors import BuilderError, CapabilityError, ConfigError, Integrity
 from builder.node import disk
 from builder.node.images import Opened
 from builder.node.layout import Descriptor, Layout
+from builder.node.lent import lends
 from builder.node.plan import SPARE, UNPACKED_RATIO, BakePlan, local_bytes
 
 FULL = 8 << 20  # bytes; below, a file system counts as full
@@ -92,7 +93,8 @@ def too_small(plan: BakePlan, opened: list[Opened]) -> ConfigError:
     """The disk is full. Names the size that would do: everything at once, and the share that has to stay free."""
     layers = {blob.digest: (one.layout, blob) for one in opened for blob in one.image.layers}  # images share layers
     unpacked = sum(_unpacked(layout, blob) for layout, blob in layers.values())
-    need = sum(blob.size for _, blob in layers.values()) + round(1.05 * unpacked) + local_bytes(plan) + SPARE
+    stored = (blob.size for layout, blob in layers.values() if not lends(layout, blob, keep_blobs=plan.keep_blobs))
+    need = sum(stored) + round(1.05 * unpacked) + local_bytes(plan) + SPARE
     size = max(-(-round(need / (1 - FREE)) // disk.GIB) * disk.GIB, plan.size + disk.GIB)
     return ConfigError(
         f"a disk of {units.format_size(plan.size)} is too small: {units.format_size(need)} are needed at the bake's height",

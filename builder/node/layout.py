@@ -41,6 +41,9 @@ class Layout(Protocol):
 
     def open(self, name: str) -> IO[bytes]: ...
 
+    def file(self, name: str) -> Path | None:
+        """The member as a file of its own; None where it is part of an archive."""
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
@@ -220,6 +223,9 @@ class _Folder:
     def open(self, name: str) -> IO[bytes]:
         return (self.path / name).open("rb")
 
+    def file(self, name: str) -> Path | None:
+        return self.path / name
+
 
 class _Tar:
     def __init__(self, path: Path, tar: tarfile.TarFile) -> None:
@@ -235,6 +241,9 @@ class _Tar:
         body = self._tar.extractfile(self._members[name])
         assert body is not None  # only regular files are members
         return body
+
+    def file(self, name: str) -> Path | None:
+        return None
 
 
 def _checked(layout: Layout) -> Layout:

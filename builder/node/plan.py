@@ -10,8 +10,9 @@ from builder import units
 from builder.errors import ConfigError
 from builder.format.volume import marker_digest
 from builder.node import disk
+from builder.node.images import Opened
 from builder.node.inputs import CompiledInput, ImageInput, WeightsInput
-from builder.node.layout import OciImage
+from builder.node.lent import lends
 from builder.node.programs import Programs
 from builder.node.targets import BOTTLEROCKET, Target
 
@@ -113,17 +114,18 @@ def _images_alone(plan: BakePlan) -> ConfigError:
                        hint="leave out weights, compile caches and --keep-blobs; stream weights from the store")  # fmt: skip
 
 
-def estimate(plan: BakePlan, found: Iterable[OciImage]) -> int:
-    """Bytes that the work may occupy at its height: compressed and unpacked layers, weights, metadata.
+def estimate(plan: BakePlan, opened: Iterable[Opened]) -> int:
+    """Bytes that the work may occupy at its height: compressed layers that are copied, unpacked ones, weights, metadata.
 
     Raises ConfigError if the disk is certainly too small, even for layers that do not grow when unpacked.
     """
-    layers = {layer.digest: layer.size for image in found for layer in image.layers}  # images share layers
-    compressed, rest = sum(layers.values()), SPARE + local_bytes(plan)
-    if 2 * compressed + rest > plan.size:
-        said = f"a disk of {units.format_size(plan.size)} for at least {units.format_size(2 * compressed + rest)}"
+    layers = {layer.digest: (one.layout, layer) for one in opened for layer in one.image.layers}  # images share layers
+    compressed, rest = sum(layer.size for _, layer in layers.values()), SPARE + local_bytes(plan)
+    stored = sum(layer.size for layout, layer in layers.values() if not lends(layout, layer, keep_blobs=plan.keep_blobs))
+    if stored + compressed + rest > plan.size:
+        said = f"a disk of {units.format_size(plan.size)} for at least {units.format_size(stored + compressed + rest)}"
         raise ConfigError(said, hint="choose a larger --size")
-    need = round(compressed * (1 + UNPACKED_RATIO)) + rest
+    need = stored + round(compressed * UNPACKED_RATIO) + rest
     copies = (1 if plan.loop else 2) + len(plan.exports)  # the tree and the disk made from it are there together
     return copies * need
 

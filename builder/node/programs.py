@@ -25,10 +25,13 @@ class Programs:
     ctr: Path
     version: str
 
-    def with_path(self) -> list[str]:
-        """Begins a command line whose program finds the shim of this build first, and runc on the rest of PATH."""
-        rest = [*os.get_exec_path(), "/usr/sbin", "/sbin"]
-        return [str(process.need("env", "coreutils")), "PATH=" + os.pathsep.join([str(self.containerd.parent), *rest])]
+    def with_path(self, *first: Path) -> list[str]:
+        """Begins a command line whose program finds the shim of this build before others, and runc on the rest of PATH.
+
+        first: folders that come before all.
+        """
+        path = [*map(str, first), str(self.containerd.parent), *os.get_exec_path(), "/usr/sbin", "/sbin"]
+        return [str(process.need("env", "coreutils")), "PATH=" + os.pathsep.join(path)]
 
 
 def find(given: Path | None = None) -> Programs:
@@ -48,6 +51,22 @@ def find(given: Path | None = None) -> Programs:
     if not containerd.with_name(_SHIM).is_file() and process.which(_SHIM) is None:
         raise CapabilityError(f"{containerd.with_name(_SHIM)}: program not found", hint="install the whole of containerd")
     return Programs(containerd.absolute(), ctr.absolute(), _version(containerd))
+
+
+def gunzip(folder: Path) -> list[Path]:
+    """Folders to put first in containerd's PATH so that it unpacks gzip by igzip, in a third of zlib's CPU time.
+
+    containerd looks for `unpigz` and, from 2.1 on, for igzip first. [] where the machine has no igzip. What was unpacked is
+    compared with the image's configuration in any case.
+    """
+    igzip = process.which("igzip")
+    if igzip is None:
+        return []
+    folder.mkdir(exist_ok=True)
+    link = folder / "unpigz"
+    link.unlink(missing_ok=True)
+    link.symlink_to(igzip)
+    return [folder]
 
 
 def _version(containerd: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import IO
 
 from builder.errors import IntegrityError
@@ -13,11 +13,12 @@ from builder.node.layout import INDEX_TYPES, NAME_KEY, TAG_KEY, Descriptor, Layo
 _PIECE = 1 << 20
 
 
-def stream(layout: Layout, image: OciImage, sink: IO[bytes], seen: Callable[[Descriptor, int], None] | None = None) -> None:
+def stream(layout: Layout, image: OciImage, sink: IO[bytes], seen: Callable[[Descriptor, int], None] | None = None,
+           *, without: Container[str] = ()) -> None:  # fmt: skip
     """Write the image as an OCI layout tar to `sink`, in one pass: its own index.json and only the blobs it needs.
 
-    Blobs are copied as they are, so digests stay; a name annotation makes the importer use `image.reference`.
-    seen(blob, bytes): what has just been written. GNU headers, because ustar ends at blobs of 8 GiB.
+    Blobs are copied as they are, so digests stay; a name annotation makes the importer use `image.reference`. without: digests
+    of blobs that are there already. seen(blob, bytes): what has just been written. GNU headers, because ustar ends at 8 GiB.
     """
     raw = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
     raw["annotations"] = {NAME_KEY: image.reference, TAG_KEY: image.reference.rsplit(":", 1)[1]}
@@ -25,6 +26,8 @@ def stream(layout: Layout, image: OciImage, sink: IO[bytes], seen: Callable[[Des
     _add(sink, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
     _add(sink, "index.json", json.dumps(index).encode())
     for blob in image.blobs():
+        if blob.digest in without:
+            continue
         sink.write(_header(blob.member, blob.size))
         with layout.open(blob.member) as body:
             left = blob.size

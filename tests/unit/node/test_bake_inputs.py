@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -14,6 +15,7 @@ from builder.config.load import Loaded, load
 from builder.config.spec import Bake
 from builder.errors import BuilderError, ConfigError, IntegrityError, RemoteError
 from builder.node import plan, registry
+from builder.node.images import Opened
 from builder.node.inputs import CompiledInput, ImageInput, WeightsInput
 from builder.node.layout import Descriptor, OciImage
 from builder.node.plan import BakePlan
@@ -156,15 +158,46 @@ def test_the_file_of_logins_is_named_where_it_knows_the_registry(tmp_path: Path)
     assert own.read_text() == '{"credHelpers": {"r.example.com": "ecr-login"}}'
 
 
+class Archive:
+    """A layout whose blobs are no files of their own."""
+
+    path = Path("image.tar")
+
+    def size(self, name: str) -> int | None:
+        return None
+
+    def open(self, name: str) -> IO[bytes]:
+        raise AssertionError(name)
+
+    def file(self, name: str) -> Path | None:
+        return None
+
+
+class Folder(Archive):
+    def file(self, name: str) -> Path | None:
+        return Path("layout") / name
+
+
 def test_layers_that_images_share_are_counted_once(tmp_path: Path) -> None:
     """Two images of one base of 600 MiB fit on a disk of 2 GiB; as two of 600 MiB each they would not."""
     layer = Descriptor("", "sha256:" + "a" * 64, 600 << 20)
-    one = OciImage("r.example.com/a:1", layer, layer, layer, (layer,), ("sha256:x",), "", (), "linux/amd64")
-    order = BakePlan(tmp_path / "d.img", (ImageInput(tmp_path),), size=2 << 30)
-    assert plan.estimate(order, [one, replace(one, reference="r.example.com/b:1")]) == plan.estimate(order, [one])
-    other = replace(one, layers=(replace(layer, digest="sha256:" + "b" * 64),))
+    image = OciImage("r.example.com/a:1", layer, layer, layer, (layer,), ("sha256:x",), "", (), "linux/amd64")
+    one, order = Opened(Archive(), image), BakePlan(tmp_path / "d.img", (ImageInput(tmp_path),), size=2 << 30)
+    again = Opened(Archive(), replace(image, reference="r.example.com/b:1"))
+    assert plan.estimate(order, [one, again]) == plan.estimate(order, [one])
+    other = Opened(Archive(), replace(image, layers=(replace(layer, digest="sha256:" + "b" * 64),)))
     with pytest.raises(ConfigError, match="a disk of"):
         plan.estimate(order, [one, other])
+
+
+def test_layers_that_are_read_where_they_lie_need_no_room_on_the_disk(tmp_path: Path) -> None:
+    layer = Descriptor("", "sha256:" + "a" * 64, 1200 << 20)
+    image = OciImage("r.example.com/a:1", layer, layer, layer, (layer,), ("sha256:x",), "", (), "linux/amd64")
+    order = BakePlan(tmp_path / "d.img", (ImageInput(tmp_path),), size=2 << 30)
+    plan.estimate(order, [Opened(Folder(), image)])
+    for refused in ([Opened(Archive(), image)], order), ([Opened(Folder(), image)], replace(order, keep_blobs=True)):
+        with pytest.raises(ConfigError, match=r"a disk of 2\.00 GiB for at least 2\.59 GiB"):
+            plan.estimate(refused[1], refused[0])
 
 
 def test_what_cannot_work_is_told_before_images_are_fetched(tmp_path: Path) -> None:
