@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from builder.node import workplace
 
 
 def leftovers(base: Path) -> list[str]:
-    """Loop devices, mounts, processes and folders of disks below `base`; other runs may be at work beside this one, and begin
-    and end while this looks."""
+    """Loop devices, mounts, processes and folders of disks below `base` that stay. Other runs may be at work beside this one,
+    and begin and end while this looks: what a second look does not see was theirs."""
+    found = _look(base)
+    if not found:
+        return []
+    time.sleep(1.0)
+    return [one for one in _look(base) if one in found]
+
+
+def _look(base: Path) -> list[str]:
     before = _others(base)
     loops = subprocess.check_output(["losetup", "-n", "-O", "BACK-FILE"], text=True).split("\n")
     lines = subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
