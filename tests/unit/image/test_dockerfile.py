@@ -20,8 +20,8 @@ from builder.image import dockerfile as under_test
 from builder.image import lock as locks
 from builder.image import pruning
 from builder.image.lock import Lock, LockLayer, Wheel
+from builder.image.locked import asks
 from builder.image.recipes import TORCH, VERSIONS, recipe
-from builder.image.resolve import asks
 from tests.conftest import GOLDEN, Golden
 
 IMAGES = sorted(path.parent.name for path in resources.folder("images").glob("*/builder.yaml"))
