@@ -273,6 +273,7 @@ def test_a_distroless_image_starts_from_nothing() -> None:
     stages = stages_of(text)
     assert stages["libraries"].startswith("scratch")
     assert "COPY --link --from=root /out/ /" in stages["libraries"]
+    assert "source=builder,target=/opt/builder/builder" in stages["pyc"]  # whose imports of the standard library are compiled
     assert list(stages)[-1] == "final-distroless"
     later = text[text.index(" AS libraries") :]
     assert [line for line in later.splitlines() if line.startswith("    sh ")] == []  # it has no shell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import py_compile
 import struct
 import subprocess
 import sys
@@ -274,6 +275,27 @@ def test_bytecode_of_what_an_import_reads_and_tied_to_no_time(tmp_path: Path) ->
     done = subprocess.run([venv / "bin/python", "-v", "-c", "import a"], capture_output=True, text=True, check=True)
     assert f"matches {site / 'b.py'}" in done.stderr  # Python took the bytecode, whatever the time of its source
     assert "wrote" not in done.stderr
+
+
+def test_bytecode_of_the_standard_library_where_it_lies_there_without(tmp_path: Path) -> None:
+    """As in a distroless image: what builder's runtime and the engine import gets its bytecode, whoever it belongs to."""
+    venv, out, shipped, library = (tmp_path / name for name in ("opt/venv", "out", "opt/builder", "lib"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (shipped / "builder/runtime").mkdir(parents=True)
+    library.mkdir()
+    for path, body in (
+        (shipped / "builder/__init__.py", ""),
+        (shipped / "builder/runtime/serve.py", "import bare, compiled"),
+        (shipped / "builder/runtime/__main__.py", "raise SystemExit(1)"),
+        *((library / f"{name}.py", "") for name in ("bare", "compiled", "unread")),
+        (next(venv.glob("lib/*/site-packages")) / "library.pth", str(library)),
+    ):
+        path.write_text(body + "\n")
+    py_compile.compile(str(library / "compiled.py"))
+    text = (STEPS / "pyc.py").read_text().replace('"/out"', f'"{out}"').replace('"/opt/builder"', f'"{shipped}"')
+    (tmp_path / "pyc.py").write_text(text)
+    subprocess.run([venv / "bin/python", tmp_path / "pyc.py", str(EPOCH), "json"], check=True, cwd="/")  # as in a build
+    assert {path.name.split(".")[0] for path in out.rglob("*.pyc")} == {"bare"}
 
 
 def test_a_module_that_cannot_be_imported_fails_the_step(tmp_path: Path) -> None:
