@@ -26,14 +26,17 @@ KEEP = (
 )
 FOLDERS = ("/home/app", "/home/app/.cache", "/var/lib/builder", "/var/lib/builder/models", "/opt/cache", "/tmp")
 UNREAD = re.compile(
-    r"/(__pycache__|test|idlelib|tkinter|turtledemo|lib2to3|ensurepip|venv|pydoc_data|curses|dbm|msilib|macholib)(/|$)"
-    r"|/(site-packages|dist-packages|config-[^/]+)(/|$)|/turtle\.|/(windows_|popen_spawn_win32)|/_py(decimal|io)\.py$|\.a$"
-    r"|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|nis\.|readline\.)"
+    r"/(test|idlelib|tkinter|turtledemo|curses|dbm|pydoc_data|ensurepip|venv|lib2to3|msilib|macholib|__pycache__)(/|$)"
+    r"|/(site-packages|dist-packages|config-[^/]+)(/|$)|\.a$"
+    r"|/(turtle|crypt|spwd|_pydecimal|_pyio|windows_\w+|popen_spawn_win32)\.py$"
+    r"|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|readline|nis|_crypt|spwd|ossaudiodev)\w*\."
+    r"|/lib-dynload/(_codecs_|_multibytecodec)"
 )
-"""Of the standard library: what only a terminal, a test run, an installer, another system or Sun's NIS needs, and the Python
-twins of modules that are there compiled (decimal, io)."""
+"""Of the standard library: what only a terminal, a test run, an installer, a login, a sound card or another system needs; the
+twins in Python of modules that are there compiled; and the converters of East Asian character sets, as of the C library.
+docs/templates.md says why."""
 UNREAD_C = re.compile(r"/gconv/|/lib(c_malloc_debug|memusage|pcprofile|thread_db|BrokenLocale|nss_hesiod)\.so")
-"""Of the C library: converters to other character sets, and what a debugger or a profiler preloads."""
+"""Of the C library: converters of character sets, and what only a debugger, a profiler or an old name service opens."""
 LINKS = ("/lib", "/lib64", "/bin", "/sbin")  # of a merged /usr
 
 

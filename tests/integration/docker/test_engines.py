@@ -83,7 +83,8 @@ def test_a_distroless_image_has_the_bytecode_of_what_a_start_reads_and_no_other(
         "from builder.runtime import commands, control, llamacpp, serve\n"
         "from importlib.util import cache_from_source as cached\n"
         "from pathlib import Path\n"
-        "sources = [m.__file__ for m in sys.modules.values() if str(getattr(m, '__file__', '')).endswith('.py')]\n"
+        "origins = [getattr(getattr(m, '__spec__', None), 'origin', None) or '' for m in sys.modules.values()]\n"
+        "sources = [name for name in origins if name.endswith('.py')]\n"  # 'frozen': in the interpreter itself
         "bare = [name for name in sources if Path(cached(name)).read_bytes()[4:8] != b'\\x01\\x00\\x00\\x00']\n"  # PEP 552
         "import imaplib\n"
         "print(len(sources) > 50, bare, Path(cached(imaplib.__file__)).exists())"
