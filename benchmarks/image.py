@@ -256,7 +256,9 @@ def _rebuilds(work: Path, made: Sequence[Made], rounds: int) -> Iterator[str]:
 
 def _builder(work: Path, *words: str) -> None:
     program = Path(sys.executable).with_name("builder")
-    subprocess.run(["env", f"XDG_CACHE_HOME={work}/cache", program, *words], check=True, capture_output=True)
+    # With its bytecode, as an installed program has it, whatever this process was told.
+    settings = ["-u", "PYTHONDONTWRITEBYTECODE", f"XDG_CACHE_HOME={work}/cache"]
+    subprocess.run(["env", *settings, program, *words], check=True, capture_output=True)
 
 
 def _docker(*words: str) -> str:
