@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import ladder, measure, tables
 from builder import pipeline, resources, units
 from builder.config.load import Loaded, load
-from builder.image import context, inspect, machine
+from builder.image import inspect, locked, machine
 from builder.image.built import BuiltImage
 from builder.image.report import ImageReport
 
@@ -129,7 +129,7 @@ def _plain(loaded: Loaded, folder: Path) -> int:
     """Compressed bytes of the plain install."""
     work = folder / "plain"
     work.mkdir()
-    lock = context.read_lock(loaded.folder, loaded.spec)
+    lock = locked.read(loaded.folder, loaded.spec)
     (work / "lock.txt").write_text("".join(layer.requirements() for layer in lock.layers))
     shutil.copy(resources.folder("templates") / "image/steps/apt", work / "apt")
     (work / "Dockerfile").write_text(PLAIN)
@@ -256,7 +256,9 @@ def _rebuilds(work: Path, made: Sequence[Made], rounds: int) -> Iterator[str]:
 
 def _builder(work: Path, *words: str) -> None:
     program = Path(sys.executable).with_name("builder")
-    subprocess.run(["env", f"XDG_CACHE_HOME={work}/cache", program, *words], check=True, capture_output=True)
+    # With its bytecode, as an installed program has it, whatever this process was told.
+    settings = ["-u", "PYTHONDONTWRITEBYTECODE", f"XDG_CACHE_HOME={work}/cache"]
+    subprocess.run(["env", *settings, program, *words], check=True, capture_output=True)
 
 
 def _docker(*words: str) -> str:

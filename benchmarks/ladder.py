@@ -25,7 +25,7 @@ from benchmarks import measure
 from benchmarks.tables import plain
 from builder import resources
 from builder.config.load import load
-from builder.image import context, trim
+from builder.image import locked, trim
 from builder.slim import stub, stubs
 
 DESCRIPTION = "llama3-8b-vllm"
@@ -94,7 +94,7 @@ def sections(work: Path, wheels: Path | None) -> Iterator[str]:
 
 def _wheels(work: Path, given: Path | None) -> dict[str, Path]:
     loaded = load(resources.folder("images") / DESCRIPTION / "builder.yaml")
-    lock = context.read_lock(loaded.folder, loaded.spec)
+    lock = locked.read(loaded.folder, loaded.spec)
     wanted = [w for layer in lock.layers if LAYERS.fullmatch(layer.name) for w in layer.wheels]
     folder = given or work / "wheels"
     if not given:

@@ -272,10 +272,10 @@ def capture_compiled(
 
 def render_image(loaded: Loaded, manifest: str) -> str:
     """The text of the Dockerfile. manifest: digest of the weights, or "" where it is not known yet."""
-    from builder.image import context, stubs
+    from builder.image import locked, stubs
     from builder.image.dockerfile import dockerfile
 
-    baked, lock = baked_cache(loaded, manifest), context.read_lock(loaded.folder, loaded.spec)
+    baked, lock = baked_cache(loaded, manifest), locked.read(loaded.folder, loaded.spec)
     stubs.require(loaded.spec.image, lock)
     return dockerfile(loaded.spec, lock, manifest=manifest, cache_key=baked.key if baked else "")
 
@@ -286,15 +286,15 @@ def baked_cache(loaded: Loaded, manifest: str = "") -> Baked | None:
     Raises ConfigError if no start of this image would use it: nothing of it compiles, or the cache is of other wheels, another
     engine, root or model.
     """
-    from builder.image import caches
-    from builder.image.context import Baked, read_lock
+    if loaded.spec.image.compile_cache is None:
+        return None
+    from builder.image import caches, locked
+    from builder.image.context import Baked
     from builder.image.dockerfile import lock_digest
     from builder.transfer import compiled
 
-    if loaded.spec.image.compile_cache is None:
-        return None
     found = compiled.load(loaded.path_of(loaded.spec.image.compile_cache))
-    caches.refuse_other(loaded.spec.image, found.fingerprint, lock_digest(read_lock(loaded.folder, loaded.spec)), manifest)
+    caches.refuse_other(loaded.spec.image, found.fingerprint, lock_digest(locked.read(loaded.folder, loaded.spec)), manifest)
     compiled.verify(found)
     return Baked(found.folder, found.fingerprint.key)
 
@@ -335,11 +335,11 @@ def build_image(
     environ: variables that image.index names.
     It has its name, its layout and its place in the registry only after the scan and its own `verify` have passed.
     """
-    from builder.image import admission, backends, context, lint, machine, registry, scratch, standing, stubs
+    from builder.image import admission, backends, context, lint, locked, machine, registry, scratch, standing, stubs
     from builder.image import attest as documents
     from builder.image.backends.base import Options
 
-    image, lock = loaded.spec.image, context.read_lock(loaded.folder, loaded.spec)
+    image, lock = loaded.spec.image, locked.read(loaded.folder, loaded.spec)
     stubs.require(image, lock)
     proof, name, backend = admission.script(loaded.folder), tag or f"{image.repository}:{image.tag}", backends.find()
     described = documents.prepare(attest, sign, image.platforms)

@@ -56,6 +56,8 @@ def run(args: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _terminated)
+    # pydantic would read the metadata of every installed package for plugins of its own; none has a say in builder.yaml.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         group.main(words, prog_name="builder", standalone_mode=False, color=_colour())
         code = 0

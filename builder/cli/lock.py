@@ -27,10 +27,10 @@ def command(session: Session, file: Path | None, stdout: bool, check: bool) -> N
     A build installs only what stands there.
     """
     from builder import pipeline
-    from builder.image import context, lock
+    from builder.image import lock, locked
 
     loaded = session.load(file)
-    path = loaded.folder / context.LOCK
+    path = loaded.folder / locked.FILE
     found = pipeline.lock_image(loaded, os.environ)
     text = lock.text(found)
     if stdout:

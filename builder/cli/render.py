@@ -20,7 +20,6 @@ def command(session: Session, file: Path | None, out: Path | None, check: Path |
     """Print the Dockerfile of the image, without building it."""
     from builder import pipeline
     from builder.config import lock
-    from builder.image import context, machine
 
     loaded = session.load(file)
     manifest = str(lock.section(loaded.lock_path, "weights").get("manifest", ""))
@@ -32,7 +31,9 @@ def command(session: Session, file: Path | None, out: Path | None, check: Path |
     if out is None:
         session.show({"dockerfile": text}, text.removesuffix("\n"))
         return
-    pins = context.read_lock(loaded.folder, loaded.spec)
+    from builder.image import context, locked, machine
+
+    pins = locked.read(loaded.folder, loaded.spec)
     wheels, baked = machine.wheelhouse(loaded), pipeline.baked_cache(loaded, manifest)
     made = context.write(out, loaded.spec, pins, manifest=manifest, wheelhouse=wheels, baked=baked)
     session.show(made.to_json(), f"{out}: {len(made.files)} files, sha256:{made.digest}")

@@ -79,7 +79,7 @@ def _become(schema: dict[str, Any], other: dict[str, Any]) -> None:
 class Section(BaseModel):
     """The rules of every part: unknown keys refused, no silent conversion, no change after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class TokenRef(Section):

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import errno
 import json
-import platform
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from builder.errors import CapabilityError, IntegrityError
+from builder.image import platforms
 from builder.image.built import BuiltImage, full_name
 
 HINT_FULL = "free some there, or name a larger disk: TMPDIR for what is in between, another folder for the result"
 NAME = "io.containerd.image.name"  # what containerd's import calls the image
-MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 SELF = "index.json"
 
 
@@ -35,13 +34,8 @@ def read(archive: Path, reference: str) -> BuiltImage:
         images = {_platform(one): str(one["digest"]) for one in found["manifests"] if _platform(one) != "unknown/unknown"}
         if not images:
             raise IntegrityError(f"{archive.name}: its index names no image")
-        chosen = images.get(own_platform(), next(iter(images.values())))
+        chosen = images.get(platforms.own(), next(iter(images.values())))
         return _image(_json(tar, _blob(chosen)), reference, str(top["digest"]), images)
-
-
-def own_platform() -> str:
-    machine = platform.machine()
-    return f"linux/{MACHINES.get(machine, machine)}"
 
 
 def write_layout(archive: Path, reference: str, folder: Path) -> None:

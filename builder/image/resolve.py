@@ -24,9 +24,11 @@ from packaging.utils import parse_wheel_filename
 from builder import process
 from builder.config.spec import Image, Spec
 from builder.errors import BuilderError, CapabilityError, ConfigError, RemoteError
-from builder.image import layers, oci, pruning, sizes
+from builder.image import layers, platforms, pruning, sizes
 from builder.image.dockerfile import RUNTIME_PINS
 from builder.image.lock import Lock, LockLayer, Wheel, normal
+from builder.image.locked import asks, tools
+from builder.image.platforms import MACHINES
 from builder.image.recipes import Recipe, names, recipe
 from builder.image.sizes import Found
 
@@ -34,7 +36,6 @@ GLIBC = {"bookworm": 36, "trixie": 41, "jammy": 35, "noble": 39}
 """Minor version of glibc 2 by distribution: it decides which manylinux wheels the image can load."""
 OLDEST_GLIBC = 28
 NEWEST_UV = 40
-MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +51,6 @@ class Places:
     online: bool = True
 
 
-def asks(spec: Spec) -> tuple[str, ...]:
-    """The pins that a lock of `spec` resolves: the engine's, the user's, builder's own."""
-    return (*recipe(spec.image).requirements, *spec.image.packages, *RUNTIME_PINS)
-
-
-def platforms(image: Image) -> tuple[str, ...]:
-    """image.platforms, else that of this machine."""
-    return image.platforms or (oci.own_platform(),)
-
-
 def resolve(spec: Spec, places: Places) -> Lock:
     """Every wheel of the image of `spec`, in layers.
 
@@ -69,19 +60,14 @@ def resolve(spec: Spec, places: Places) -> Lock:
     image, plan = spec.image, recipe(spec.image)
     found = _everywhere(asks(spec), image, places)
     found, unwanted = _leave_out(found, spec, places) if image.without else (found, ())
-    wheels = _merge(found, platforms(image), places.environ)
+    wheels = _merge(found, platforms.of(image), places.environ)
     wheels, left_out = _without(wheels, plan, image)
     _require_cuda(wheels, image)
     runtime = frozenset(names(RUNTIME_PINS))
     closure = _torch_closure(wheels, image, places) - runtime
     cut = layers.cut(wheels, runtime=runtime, torch=closure, engine=plan.engine)
     tools = _tools(wheels, image, places)
-    return Lock(spec.name, image.python, platforms(image), asks(spec), cut, (*left_out, *unwanted), tools)
-
-
-def tools(image: Image) -> tuple[str, ...]:
-    """Names of the lock's sections for build steps."""
-    return (pruning.TOOL,) if pruning.prunes(image) else ()
+    return Lock(spec.name, image.python, platforms.of(image), asks(spec), cut, (*left_out, *unwanted), tools)
 
 
 _ByPlatform = dict[str, dict[str, Found]]  # by name, then by platform
@@ -91,7 +77,7 @@ def _everywhere(
     pins: Iterable[str], image: Image, places: Places, constraints: Sequence[str] = (), without: Sequence[str] = ()
 ) -> _ByPlatform:
     found: _ByPlatform = {}
-    for platform in platforms(image):
+    for platform in platforms.of(image):
         for one in _resolve(pins, image, platform, places, constraints, without):
             found.setdefault(one.name, {})[platform] = one
     return found
@@ -253,7 +239,7 @@ def _tools(wheels: Sequence[Wheel], image: Image, places: Places) -> tuple[LockL
         return ()
     name = pruning.CUOBJDUMP.split("==")[0]
     own = [wheel for wheel in wheels if wheel.name == name]
-    found = own or _merge(_everywhere([pruning.CUOBJDUMP], image, places), platforms(image), places.environ)
+    found = own or _merge(_everywhere([pruning.CUOBJDUMP], image, places), platforms.of(image), places.environ)
     return (LockLayer(pruning.TOOL, tuple(found)),)
 
 
@@ -292,4 +278,4 @@ def _torch_closure(wheels: Sequence[Wheel], image: Image, places: Places) -> fro
         return frozenset()
     asked = f"torch{'==' if '+' in torch.version else '==='}{torch.version}"
     pins = [wheel.pin for wheel in wheels if wheel.name != "torch"]
-    return frozenset(one.name for one in _resolve([asked], image, platforms(image)[0], places, constraints=pins))
+    return frozenset(one.name for one in _resolve([asked], image, platforms.of(image)[0], places, constraints=pins))

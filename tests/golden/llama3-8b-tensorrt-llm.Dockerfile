@@ -91,7 +91,7 @@ COPY --link --from=wheels-engine /out/1/ /
 # pyc: bytecode of what a start imports.
 FROM libraries AS pyc
 RUN --mount=type=bind,source=steps/pyc.py,target=/run/steps/pyc.py \
-    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "torch", "transformers"]
+    ["/opt/venv/bin/python", "-B", "/run/steps/pyc.py", "315532800", "torch", "transformers"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped

@@ -320,7 +320,7 @@ COPY --link --from=wheels-engine /out/1/ /
 # pyc: bytecode of what a start imports.
 FROM libraries AS pyc
 RUN --mount=type=bind,source=steps/pyc.py,target=/run/steps/pyc.py \
-    ["/opt/venv/bin/python", "/run/steps/pyc.py", "315532800", "vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm", "vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"]
+    ["/opt/venv/bin/python", "-B", "/run/steps/pyc.py", "315532800", "vllm", "vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm", "vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"]
 
 # shipped: builder's own runtime, compiled for this Python.
 FROM base AS shipped

@@ -1,9 +1,9 @@
 """distroless.py EPOCH PACKAGE...: into /out, of this system only what Python, the wheels and builder's runtime need to run.
 
-Taken: the interpreter with its standard library, every library that these and the PACKAGEs name as needed (ldd), the C++
-runtime that wheels expect, certificates, the accounts, the writable folders. For each Debian package a file came from, its
-entry of dpkg's status and the checksums of what was taken go to /var/lib/dpkg/status.d, where scanners of distroless
-images look.
+Taken: the interpreter, the sources of its standard library (the bytecode that a start reads is the `pyc` layer's), every
+library that these and the PACKAGEs name as needed (ldd), the C++ runtime that wheels expect, certificates, the accounts, the
+writable folders. For each Debian package a file came from, its entry of dpkg's status and the checksums of what was taken go to
+/var/lib/dpkg/status.d, where scanners of distroless images look.
 """
 
 import os
@@ -25,6 +25,18 @@ KEEP = (
     "/usr/lib/os-release",
 )
 FOLDERS = ("/home/app", "/home/app/.cache", "/var/lib/builder", "/var/lib/builder/models", "/opt/cache", "/tmp")
+UNREAD = re.compile(
+    r"/(test|idlelib|tkinter|turtledemo|curses|dbm|pydoc_data|ensurepip|venv|lib2to3|msilib|macholib|__pycache__)(/|$)"
+    r"|/(site-packages|dist-packages|config-[^/]+)(/|$)|\.a$"
+    r"|/(turtle|crypt|spwd|_pydecimal|_pyio|windows_\w+|popen_spawn_win32)\.py$"
+    r"|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|readline|nis|_crypt|spwd|ossaudiodev)\w*\."
+    r"|/lib-dynload/(_codecs_|_multibytecodec)"
+)
+"""Of the standard library: what only a terminal, a test run, an installer, a login, a sound card or another system needs; the
+twins in Python of modules that are there compiled; and the converters of East Asian character sets, as of the C library.
+docs/templates.md says why."""
+UNREAD_C = re.compile(r"/gconv/|/lib(c_malloc_debug|memusage|pcprofile|thread_db|BrokenLocale|nss_hesiod)\.so")
+"""Of the C library: converters of character sets, and what only a debugger, a profiler or an old name service opens."""
 LINKS = ("/lib", "/lib64", "/bin", "/sbin")  # of a merged /usr
 
 
@@ -38,7 +50,7 @@ def main(epoch: int, packages: list[str]) -> None:
     wanted = [Path("/usr/bin") / python.name, python, Path(sys.executable), *map(Path, KEEP)]
     wanted += files_below(Path(sysconfig.get_path("stdlib")))
     for package in (*packages, *WHEELS_EXPECT):
-        wanted += [path for path in owned(package) if re.search(r"\.so(\.|$)", path.name) and "gconv" not in path.parts]
+        wanted += [path for path in owned(package) if re.search(r"\.so(\.|$)", path.name) and not UNREAD_C.search(str(path))]
     for path in wanted:
         take(path, taken)
     for library in needed([path for path in taken if is_elf(path)]):
@@ -54,12 +66,7 @@ def main(epoch: int, packages: list[str]) -> None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The standard library, without what only a terminal, a test run or Sun's NIS needs, and the libraries of those."""
-    unread = re.compile(
-        r"/(test|idlelib|tkinter|turtledemo|lib2to3|ensurepip|pydoc_data|curses|dbm|site-packages|dist-packages|config-[^/]+)(/|$)"
-        r"|/(__pycache__/)?turtle\.|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|nis\.|readline\.)|\.a$"
-    )
-    return [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not unread.search(str(path))]
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not UNREAD.search(str(path))]
 
 
 def take(path: Path, taken: set[Path]) -> None:

@@ -17,7 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from builder import resources
 from builder.cli.image import command as image_command
 from builder.config.load import load
-from builder.image import attest, context, engine
+from builder.image import attest, engine, locked
 from builder.image.lock import Lock, normal
 from tests.conftest import DemoImage
 
@@ -28,7 +28,7 @@ SITE = "/opt/venv/lib/python3.11/site-packages"
 @pytest.fixture(scope="module")
 def lock() -> Lock:
     loaded = load(resources.folder("images") / "demo-llama-cpp" / "builder.yaml")
-    return context.read_lock(loaded.folder, loaded.spec)
+    return locked.read(loaded.folder, loaded.spec)
 
 
 def inside(reference: str, *command: str) -> str:

@@ -21,7 +21,7 @@ from builder.cli.image import command as image_command
 from builder.config import lock
 from builder.config.load import Loaded, load
 from builder.errors import BuilderError, ClaimError, ConfigError
-from builder.image import backends, context, engine, inspect, machine
+from builder.image import backends, context, engine, inspect, locked, machine
 from builder.image.backends.base import Options
 from builder.image.built import BuiltImage
 from builder.pipeline import build_image
@@ -188,7 +188,7 @@ def test_scan_finds_what_was_planted(name: str, data: bytes, demo: Demo, tmp_pat
 
 
 def test_a_failed_smoke_test_fails_the_build_and_leaves_no_image(demo: Demo, tmp_path: Path) -> None:
-    pins = context.read_lock(demo.loaded.folder, demo.loaded.spec)
+    pins = locked.read(demo.loaded.folder, demo.loaded.spec)
     made = context.write(tmp_path / "context", demo.loaded.spec, pins)
     broken = made.folder / "builder" / "runtime" / "__main__.py"
     broken.write_text("raise SystemExit('the runtime cannot start')\n")

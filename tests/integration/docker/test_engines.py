@@ -77,6 +77,22 @@ def test_a_distroless_image_knows_authorities_and_writes_where_it_must(distroles
     assert done.returncode == 0, done.stderr
 
 
+def test_a_distroless_image_has_the_bytecode_of_what_a_start_reads_and_no_other(distroless: BuiltImage) -> None:
+    look = (
+        "import sys, xllamacpp\n"
+        "from builder.runtime import commands, control, llamacpp, serve\n"
+        "from importlib.util import cache_from_source as cached\n"
+        "from pathlib import Path\n"
+        "origins = [getattr(getattr(m, '__spec__', None), 'origin', None) or '' for m in sys.modules.values()]\n"
+        "sources = [name for name in origins if name.endswith('.py')]\n"  # 'frozen': in the interpreter itself
+        "bare = [name for name in sources if Path(cached(name)).read_bytes()[4:8] != b'\\x01\\x00\\x00\\x00']\n"  # PEP 552
+        "import imaplib\n"
+        "print(len(sources) > 50, bare, Path(cached(imaplib.__file__)).exists())"
+    )
+    done = run(distroless, "/opt/venv/bin/python", "-c", look)
+    assert done.stdout == "True [] False\n", done.stderr
+
+
 def test_a_distroless_image_is_smaller_and_has_the_same_wheels(distroless: BuiltImage, demo_image: DemoImage) -> None:
     index = json.loads((demo_image.oci / "index.json").read_text())
     manifest = json.loads((demo_image.oci / "blobs" / index["manifests"][0]["digest"].replace(":", "/")).read_text())

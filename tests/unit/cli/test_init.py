@@ -10,7 +10,7 @@ import pytest
 from builder.cli.group import run
 from builder.config.load import load
 from builder.image.lock import Lock, LockLayer, Wheel, text
-from builder.image.resolve import asks
+from builder.image.locked import asks
 from tests.models import gguf_model, safetensors_model
 
 

@@ -15,7 +15,7 @@ from builder.config.load import Loaded, load
 from builder.config.spec import Spec
 from builder.errors import ConfigError, IntegrityError
 from builder.format.compiled import ALL, IN_ROOT, TAR, Fingerprint
-from builder.image import context
+from builder.image import context, locked
 from builder.image import lock as locks
 from builder.image.dockerfile import lock_digest
 from builder.image.lock import Lock, LockLayer, Wheel
@@ -32,7 +32,7 @@ def spec() -> Spec:
 
 @pytest.fixture
 def lock(spec: Spec) -> Lock:
-    return context.read_lock(resources.folder("images") / "demo-llama-cpp", spec)
+    return locked.read(resources.folder("images") / "demo-llama-cpp", spec)
 
 
 def test_same_description_makes_the_same_folder(spec: Spec, lock: Lock, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_lock_out_of_date_is_refused(
 ) -> None:
     write_lock(tmp_path, lock, **changes)
     with pytest.raises(ConfigError, match="out of date") as caught:
-        context.read_lock(tmp_path, spec)
+        locked.read(tmp_path, spec)
     assert message in caught.value.message
     assert caught.value.hint == "run `builder lock` again"
 
@@ -157,23 +157,23 @@ def test_a_lock_without_the_tool_of_the_proof_is_refused_and_so_is_one_with_a_to
 ) -> None:
     write_lock(tmp_path, lock)
     with pytest.raises(ConfigError, match=r"image\.prune needs cuobjdump for its proof"):
-        context.read_lock(tmp_path, pruning_spec(spec))
+        locked.read(tmp_path, pruning_spec(spec))
     write_lock(tmp_path, lock, tools=(TOOL,))
-    assert context.read_lock(tmp_path, pruning_spec(spec)).tools == (TOOL,)
+    assert locked.read(tmp_path, pruning_spec(spec)).tools == (TOOL,)
     for other in (spec, pruning_spec(spec, prune="none")):
         with pytest.raises(ConfigError, match="it holds the tool cuobjdump"):
-            context.read_lock(tmp_path, other)
+            locked.read(tmp_path, other)
 
 
 def test_a_lock_leaves_out_exactly_what_image_without_names(spec: Spec, lock: Lock, tmp_path: Path) -> None:
     less = spec.model_copy(update={"image": spec.image.model_copy(update={"without": ("Z3_solver",)})})
     write_lock(tmp_path, lock)
     with pytest.raises(ConfigError, match=r"image\.without names z3-solver, which it does not leave out"):
-        context.read_lock(tmp_path, less)
+        locked.read(tmp_path, less)
     write_lock(tmp_path, lock, without=("z3-solver==4 (image.without)", "x==1 (only for what image.without names)"))
-    assert context.read_lock(tmp_path, less).without
+    assert locked.read(tmp_path, less).without
     with pytest.raises(ConfigError, match=r"it leaves out z3-solver, which image\.without does not name"):
-        context.read_lock(tmp_path, spec)
+        locked.read(tmp_path, spec)
 
 
 def test_a_build_that_prunes_brings_the_pruner_and_its_proof_along(spec: Spec, lock: Lock, tmp_path: Path) -> None:
@@ -213,12 +213,12 @@ def test_a_closed_build_needs_the_tool_of_the_proof_too(spec: Spec, lock: Lock, 
 def test_a_lock_that_holds_more_than_asked_is_refused(spec: Spec, lock: Lock, tmp_path: Path) -> None:
     write_lock(tmp_path, lock, asks=(*lock.asks, "left-over==1"))
     with pytest.raises(ConfigError, match="it holds left-over==1"):
-        context.read_lock(tmp_path, spec)
+        locked.read(tmp_path, spec)
 
 
 def test_without_a_lock_nothing_is_built(spec: Spec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"requirements\.lock: not there") as caught:
-        context.read_lock(tmp_path, spec)
+        locked.read(tmp_path, spec)
     assert caught.value.hint == "run `builder lock`"
 
 
@@ -226,7 +226,7 @@ def test_shipped_locks_fit_their_images() -> None:
     found = list(resources.folder("images").glob("*/requirements.lock"))
     assert len(found) > 5
     for path in found:
-        assert context.read_lock(path.parent, load(path.parent).spec).wheels
+        assert locked.read(path.parent, load(path.parent).spec).wheels
 
 
 def test_a_baked_compile_cache_is_the_last_layer_and_changes_nothing_before_it(spec: Spec, lock: Lock, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_compile_cache_that_is_damaged_or_missing_is_refused_before_the_build(
         pipeline.render_image(loaded, "")
     root = cache_root(tmp_path / "root")
     right = {"engine": "transformers x==1", "root": "/opt/cache", "model": "sha256:" + "a" * 64}
-    right["lock"] = lock_digest(context.read_lock(folder, loaded.spec))
+    right["lock"] = lock_digest(locked.read(folder, loaded.spec))
     for name in right:
         (root / IN_ROOT).write_bytes(Fingerprint({**right, name: "other"}).to_bytes())
         compiled.pack(root, folder / "artifact", {})

@@ -20,8 +20,8 @@ from builder.image import dockerfile as under_test
 from builder.image import lock as locks
 from builder.image import pruning
 from builder.image.lock import Lock, LockLayer, Wheel
+from builder.image.locked import asks
 from builder.image.recipes import TORCH, VERSIONS, recipe
-from builder.image.resolve import asks
 from tests.conftest import GOLDEN, Golden
 
 IMAGES = sorted(path.parent.name for path in resources.folder("images").glob("*/builder.yaml"))
@@ -273,6 +273,7 @@ def test_a_distroless_image_starts_from_nothing() -> None:
     stages = stages_of(text)
     assert stages["libraries"].startswith("scratch")
     assert "COPY --link --from=root /out/ /" in stages["libraries"]
+    assert "source=builder,target=/opt/builder/builder" in stages["pyc"]  # whose imports of the standard library are compiled
     assert list(stages)[-1] == "final-distroless"
     later = text[text.index(" AS libraries") :]
     assert [line for line in later.splitlines() if line.startswith("    sh ")] == []  # it has no shell

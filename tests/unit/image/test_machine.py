@@ -15,7 +15,7 @@ from builder.errors import ConfigError
 from builder.image import machine, resolve
 from builder.image.lock import Lock, LockLayer, Wheel
 from builder.image.lock import text as text_of
-from builder.image.resolve import asks
+from builder.image.locked import asks
 from tests.servers.index import Index, Login, certify
 from tests.wheels import wheel
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from builder.errors import CapabilityError, IntegrityError
-from builder.image import oci
+from builder.image import oci, platforms
 from tests import oci as layouts
 
 
@@ -72,10 +72,10 @@ def test_an_index_of_several_platforms_is_one_image(tmp_path: Path, monkeypatch:
     assert built.digest not in digests.values()
     layers = {}
     for platform in digests:
-        monkeypatch.setattr(oci, "own_platform", lambda platform=platform: platform)
+        monkeypatch.setattr(platforms, "own", lambda platform=platform: platform)
         layers[platform] = oci.read(archive, "r/m:1").layers
     assert layers["linux/amd64"] != layers["linux/arm64"]
-    monkeypatch.setattr(oci, "own_platform", lambda: "linux/riscv64")
+    monkeypatch.setattr(platforms, "own", lambda: "linux/riscv64")
     assert oci.read(archive, "r/m:1").layers == layers["linux/amd64"]  # neither is ours: the first
 
 

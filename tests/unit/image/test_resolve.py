@@ -14,7 +14,7 @@ from builder import process
 from builder.config.load import parse
 from builder.config.spec import Spec
 from builder.errors import BuilderError, ConfigError, RemoteError
-from builder.image import pruning, resolve
+from builder.image import platforms, pruning, resolve
 from builder.image.dockerfile import RUNTIME_PINS
 from builder.image.lock import Lock
 from builder.image.resolve import Places
@@ -142,7 +142,7 @@ def test_further_packages_are_resolved_too(house: Path) -> None:
 def test_two_platforms_give_two_hashes_and_a_marker_where_only_one_needs_it(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "platforms", lambda image: ("linux/amd64", "linux/arm64"))
+    monkeypatch.setattr(platforms, "of", lambda image: ("linux/amd64", "linux/arm64"))
     needs = ('only-arm; platform_machine == "aarch64"',)
     both = [
         wheel(house, "vllm", "1.0", requires=needs, tag=f"cp312-cp312-manylinux_2_28_{machine}", pad=number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import py_compile
 import struct
 import subprocess
 import sys
@@ -276,12 +277,45 @@ def test_bytecode_of_what_an_import_reads_and_tied_to_no_time(tmp_path: Path) ->
     assert "wrote" not in done.stderr
 
 
+def test_bytecode_of_the_standard_library_where_it_lies_there_without(tmp_path: Path) -> None:
+    """As in a distroless image: what builder's runtime and the engine import gets its bytecode, whoever it belongs to."""
+    venv, out, shipped, library = (tmp_path / name for name in ("opt/venv", "out", "opt/builder", "lib"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (shipped / "builder/runtime").mkdir(parents=True)
+    library.mkdir()
+    for path, body in (
+        (shipped / "builder/__init__.py", ""),
+        (shipped / "builder/runtime/serve.py", "import bare, compiled"),
+        (shipped / "builder/runtime/__main__.py", "raise SystemExit(1)"),
+        *((library / f"{name}.py", "") for name in ("bare", "compiled", "unread")),
+        (next(venv.glob("lib/*/site-packages")) / "library.pth", str(library)),
+    ):
+        path.write_text(body + "\n")
+    py_compile.compile(str(library / "compiled.py"))
+    text = (STEPS / "pyc.py").read_text().replace('"/out"', f'"{out}"').replace('"/opt/builder"', f'"{shipped}"')
+    (tmp_path / "pyc.py").write_text(text)
+    subprocess.run([venv / "bin/python", tmp_path / "pyc.py", str(EPOCH), "json"], check=True, cwd="/")  # as in a build
+    assert {path.name.split(".")[0] for path in out.rglob("*.pyc")} == {"bare"}
+
+
 def test_a_module_that_cannot_be_imported_fails_the_step(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, STEPS / "pyc.py", str(EPOCH), "absent_module"], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert "No module named 'absent_module'" in done.stderr
+
+
+def test_what_a_distroless_image_leaves_out_of_the_standard_library() -> None:
+    unread, library = module("distroless").UNREAD, "/usr/lib/python3.11"
+    gone = """__pycache__/json.pyc test/support/os_helper.py ctypes/test/__init__.py turtle.py crypt.py _pydecimal.py
+        venv/__init__.py asyncio/windows_events.py config-3.11-x/python.o lib-dynload/_crypt.cpython-311.so
+        lib-dynload/_codecs_jp.cpython-311.so lib-dynload/_testcapi.cpython-311.so lib-dynload/xxlimited_35.cpython-311.so"""
+    kept = """json/__init__.py decimal.py io.py doctest.py unittest/mock.py encodings/gbk.py asyncio/unix_events.py codecs.py
+        pydoc.py sqlite3/dbapi2.py multiprocessing/popen_spawn_posix.py _sysconfigdata__x86_64-linux-gnu.py
+        lib-dynload/_decimal.cpython-311.so lib-dynload/_ctypes.cpython-311.so lib-dynload/_sqlite3.cpython-311.so"""
+    assert [name for name in gone.split() if not unread.search(f"{library}/{name}")] == []
+    assert [name for name in kept.split() if unread.search(f"{library}/{name}")] == []
 
 
 @pytest.mark.parametrize("name", ["apt", "python", "user", "wheels", "compiler"])

@@ -10,7 +10,7 @@ import pytest
 from builder import resources
 from builder.config.load import load, parse
 from builder.errors import ConfigError
-from builder.image import context, stubs
+from builder.image import locked, stubs
 from builder.pipeline import render_image
 from builder.slim import stubs as table
 
@@ -77,7 +77,7 @@ def test_the_names_and_wheels_are_those_of_the_locks() -> None:
     """What torch asks for today: each stub has its wheel in the lock of an image for CUDA 13."""
     found = load(resources.folder("images") / "llama3-8b-transformers")
     image = found.spec.image.model_copy(update={"stubs": table.NAMES})
-    stubs.require(image, context.read_lock(found.folder, found.spec))
+    stubs.require(image, locked.read(found.folder, found.spec))
 
 
 def test_the_page_and_the_record_name_the_same_sets() -> None:
