@@ -64,7 +64,8 @@ def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
     """
     disk.need_root("builder bake hot")
     if not plan.disk.is_file():
-        raise ConfigError(f"{plan.disk}: no such file")
+        raise ConfigError(f"{plan.disk}: {'not a file' if plan.disk.exists() else 'no such file'}",
+                          hint="name the file that bake disk wrote")  # fmt: skip
     shown = progress or NoProgress()
     part = extent(plan.disk)
     with workplace.terminable():

@@ -41,6 +41,17 @@ def test_without_root_it_says_what_is_missing_and_what_works(tmp_path: Path, cap
     assert not (tmp_path / "new.img").exists()
 
 
+@pytest.mark.parametrize("command", ["verify", "hot"])
+def test_a_device_is_told_from_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    assert code("bake", command, "/dev/null") == 2
+    assert "/dev/null: not a file" in capsys.readouterr().err
+    assert code("bake", command, tmp_path / "o.img") == 2
+    assert "o.img: no such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["disk", "verify", "hot"])
 def test_arguments_that_end_within_a_quotation_are_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
