@@ -85,6 +85,17 @@ def test_what_was_started_is_ended_and_a_pager_is_not(killed: Path) -> None:
             child.wait()
 
 
+def test_the_device_of_a_disk_that_was_removed_by_hand_is_let_go(killed: Path) -> None:
+    """Who finds OUT.img.partial after a crash deletes it; the device would hold its space till the machine starts anew."""
+    disk = killed / "made.img"
+    disk.write_bytes(bytes(1 << 20))
+    attach = ["losetup", "--find", "--show", disk]
+    device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    disk.unlink()
+    assert f"loop device {device}" in workplace.sweep(killed / "run")
+    assert workplace.loops_of(disk) == []
+
+
 def test_a_record_that_was_cut_short_names_nothing(killed: Path) -> None:
     for path in (killed / "run").glob("*/record.json"):
         path.write_text(path.read_text()[:20])
