@@ -77,6 +77,9 @@ def _copy(plan: VerifyPlan, extent: Extent, notes: Notes, progress: Progress) ->
         except BuilderError as exc:
             notes.add("file system", "", [f"cannot be mounted: {exc.message}"])
             raise claim(plan.disk, notes) from exc
+        if found := files.links(place.mount):  # nothing more is done on it
+            notes.add("strays", "", found)
+            raise claim(plan.disk, notes)
         yield place
 
 

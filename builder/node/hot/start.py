@@ -130,6 +130,8 @@ def _mounted(device: Path, point: Path, path: Path) -> Iterator[Path]:
 
 
 def _record(root: Path, path: Path) -> dict[str, Any]:
+    if found := files.links(root):
+        raise IntegrityError(f"{path}: {found[0]}", hint="bake the disk again")
     notes = Notes()
     raw = files.record(root, notes)
     if notes.findings:
