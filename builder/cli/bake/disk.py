@@ -71,7 +71,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     if check and not no_loop:
         ready()
     asked = inputs.Asked(images, layouts, weights, compiled, platform or "", ca)
-    loaded = session.load(file) if file or not asked else None
+    loaded = session.load(file) if file or inputs.described(asked) else None
     settings = loaded.spec.bake if loaded else Bake()
     settings = settings.model_copy(update={"target": target or settings.target, "platform": platform or settings.platform})
     asked = inputs.Asked(images, layouts, weights, compiled, settings.platform or "", ca)

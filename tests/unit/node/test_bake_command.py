@@ -64,6 +64,28 @@ def test_arguments_that_end_within_a_quotation_are_told_before_any_work(
     assert '--run: "it\'s": no closing quotation' in capsys.readouterr().err
 
 
+def test_with_nothing_to_bake_it_says_how_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    monkeypatch.chdir(tmp_path)
+    assert code("bake", "disk", "o.img") == 2
+    said = capsys.readouterr().err
+    assert "nothing to bake" in said
+    assert "--oci PATH" in said
+    assert code("bake", "disk", "o.img", "-f", "mine.yaml") == 2
+    assert "mine.yaml: no such file" in capsys.readouterr().err
+
+
+def test_a_console_with_no_place_is_told_before_the_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    (tmp_path / "o.img").touch()
+    assert code("bake", "verify", tmp_path / "o.img", "--vm", "--console", tmp_path / "no" / "c.log") == 2
+    assert "no: no such folder" in capsys.readouterr().err
+
+
 def test_a_known_list_starts_nothing_so_what_is_of_the_start_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

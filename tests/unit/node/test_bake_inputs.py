@@ -193,6 +193,23 @@ def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
         plan.check_early(azure)
 
 
+def test_a_place_without_a_compile_cache_is_told_before_any_work(tmp_path: Path) -> None:
+    for text, says in (
+        (str(tmp_path), "neither a captured compile cache .no fingerprint.json in it. nor a store"),
+        (f"tiny@ab12={tmp_path}", "neither a captured compile cache"),
+        (str(tmp_path / "no"), "no: no such folder"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            inputs.compiled(Asked(compiled=(text,)), None)
+    (tmp_path / "refs").mkdir()
+    assert inputs.compiled(Asked(compiled=(f"tiny@ab12={tmp_path}",)), None) == (
+        CompiledInput(None, str(tmp_path), "tiny@ab12"),
+    )
+    assert inputs.compiled(Asked(compiled=("s3://b/p",)), None) == (CompiledInput(None, "s3://b/p", ""),)
+    (tmp_path / "fingerprint.json").touch()
+    assert inputs.compiled(Asked(compiled=(str(tmp_path),)), None) == (CompiledInput(tmp_path),)
+
+
 def test_a_name_without_tag_is_told_before_anything_is_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'debian' is not an image reference"):
         inputs.images(Asked(images=("debian",)), None, tmp_path, NoProgress())
