@@ -63,7 +63,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.node.disk import need_root
     from builder.node.plan import BakePlan, beside, check_early
     from builder.node.programs import find
-    from builder.node.specs import CLUSTER, SNAPSHOT, check_asked
+    from builder.node.specs import BOUND, CLUSTER, SNAPSHOT, check_asked
     from builder.node.targets import target as target_of
 
     need_root("builder bake disk")
@@ -95,7 +95,8 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
-    beside(out, ".json").unlink(missing_ok=True)  # of the disk that was replaced: no record of a disk that fails its proof
+    for suffix in BOUND:  # of the disk that was replaced: nothing may take one that fails its proof for that one
+        beside(out, suffix).unlink(missing_ok=True)
     proof = replace(ask, containerds=(given,) if given else ())
     report = verified(session, out, proof) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)
