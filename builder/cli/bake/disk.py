@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from builder.cli.bake import inputs
-from builder.cli.bake.evidence import Ask, arguments, evidence, ready, verified
+from builder.cli.bake.evidence import Ask, arguments, evidence, ready, startable, verified
 from builder.cli.common import Session, file_option, options, table
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     check_asked(settings, plan.target.name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
+        if check and not no_loop and plan.target.containerd_root:
+            startable(chosen, plan.platform, ask)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
     for suffix in BOUND:  # of the disk that was replaced: nothing may take one that fails its proof for that one
         beside(out, suffix).unlink(missing_ok=True)
