@@ -22,6 +22,7 @@ from builder.node.targets import Extent
 GIB = 1 << 30
 BUSY_S = 60.0  # for whatever keeps a mount busy to end: a shim writes its last words to a slow disk
 MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
+OPTIONS = "noatime,nosuid,nodev"  # of Bottlerocket's local.mount, so that what fails on a node fails here
 XFS_OPTIONS = ("-m", "crc=1,finobt=1,reflink=1,bigtime=1,inobtcount=1,rmapbt=0", "-i", "sparse=1,nrext64=0")
 # Incompatible features that Linux 6.1, the oldest kernel of a current Bottlerocket, can mount: ftype, sparse inodes,
 # meta-uuid, bigtime, needs-repair, nrext64 (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_INCOMPAT_ALL at v6.1).
@@ -95,11 +96,8 @@ def attached(path: Path, extent: Extent) -> Iterator[Path]:
 
 
 @contextmanager
-def mounted(device: Path, point: Path, *, options: str = "noatime,nosuid,nodev") -> Iterator[Path]:
-    """`device` mounted at `point`; synced and unmounted at the end, also after an error.
-
-    The options are those of Bottlerocket's local.mount, so that what fails on a node fails here.
-    """
+def mounted(device: Path, point: Path, *, options: str = OPTIONS) -> Iterator[Path]:
+    """`device` mounted at `point`; synced and unmounted at the end, also after an error."""
     process.run([process.need("mount"), "-o", options, device, point])
     try:
         yield point

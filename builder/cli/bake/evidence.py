@@ -43,7 +43,7 @@ def ready() -> None:
 
 
 def startable(images: Sequence[ImageInput], platform: str, ask: Ask) -> None:
-    """Raises ConfigError for an image that the proof would start without knowing with what: told before a bake, not after it."""
+    """Raises ConfigError for an image of which nobody says what the proof shall run: told before a bake, not after it."""
     from builder.node.images import open_images
     from builder.node.layout import host_platform
     from builder.node.proof.start import command

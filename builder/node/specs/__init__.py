@@ -30,8 +30,8 @@ from builder.node.specs.ref import (
 from builder.node.specs.text import NONE, Hot
 
 __all__ = [
-    "BOUND", "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs", "read_record",
-    "record", "render", "snapshot_ref",
+    "BOUND", "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs",
+    "read_record", "record", "render", "snapshot_ref",
 ]  # fmt: skip
 
 # What sends the disk beside it to a cloud, under the digest of the content that it had: right for that content only.
