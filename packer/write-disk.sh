@@ -1,6 +1,7 @@
-#!/bin/sh -eu
+#!/bin/sh
 # Writes a baked disk onto $DEVICE, an empty volume of a cloud, and reads it back. The disk is $IMAGE if that is given,
 # otherwise the one file in /tmp/disk.tar.zst.
+set -eu # here: packer runs it as `sh FILE`, which passes over the first line
 if [ -z "${IMAGE:-}" ]; then
   if ! command -v zstd > /dev/null; then
     if command -v apt-get > /dev/null; then apt-get update -q && apt-get install -qy zstd; else dnf install -qy zstd; fi
