@@ -147,7 +147,7 @@ build {
   # on the instance
   provisioner "file" {
     source      = var.oci_archive
-    destination = "/tmp/image.tar"
+    destination = "/var/tmp/image.tar"
   }
 
   provisioner "shell" {

@@ -71,4 +71,4 @@ def test_the_instance_installs_what_the_bake_and_its_proof_need(tmp_path: Path, 
     assert pip[-2:] == ["/tmp/coldstart_builder-1-py3-none-any.whl", "coldstart-builder[bake]"]
     out = str(tmp_path / "baked/data.img")
     assert bake[1:9] == ["bake", "disk", out, "--target", "raw", "--size", "9GiB", "--oci"]
-    assert bake[9:] == [f"{name}=/tmp/image.tar", *(["--run", run] if run else [])]
+    assert bake[9:] == [f"{name}=/var/tmp/image.tar", *(["--run", run] if run else [])]
