@@ -12,7 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builder import process, units
@@ -92,7 +92,18 @@ def attached(path: Path, extent: Extent) -> Iterator[Path]:
     try:
         yield device
     finally:
+        _detach(device)
+
+
+def _detach(device: Path) -> None:
+    """Let go of the file, and wait for it: whoever has the device open, or a copy of its mount in a namespace of their own, as
+    a container that is just being made, keeps it a moment longer, and the kernel detaches it when they leave (losetup(8))."""
+    file, end = Path("/sys/block", device.name, "loop/backing_file"), time.monotonic() + BUSY_S
+    with suppress(OSError):  # gone
+        mine = file.read_text().split(" (deleted)")[0].strip()
         process.run([process.need("losetup"), "--detach", device], check=False)
+        while file.read_text().split(" (deleted)")[0].strip() == mine and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 @contextmanager
