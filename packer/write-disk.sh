@@ -1,12 +1,13 @@
-#!/bin/sh -eu
+#!/bin/sh
 # Writes a baked disk onto $DEVICE, an empty volume of a cloud, and reads it back. The disk is $IMAGE if that is given,
-# otherwise the one file in /tmp/disk.tar.zst.
+# otherwise the one file in /var/tmp/disk.tar.zst; Amazon Linux 2023 keeps /tmp in memory, half of it at most.
+set -eu # here: packer runs it as `sh FILE`, which passes over the first line
 if [ -z "${IMAGE:-}" ]; then
   if ! command -v zstd > /dev/null; then
     if command -v apt-get > /dev/null; then apt-get update -q && apt-get install -qy zstd; else dnf install -qy zstd; fi
   fi
   mkdir -p /var/tmp/disk
-  tar --extract --sparse --zstd --file /tmp/disk.tar.zst --directory /var/tmp/disk
+  tar --extract --sparse --zstd --file /var/tmp/disk.tar.zst --directory /var/tmp/disk
   IMAGE=$(find /var/tmp/disk -type f)
 fi
 device=$(readlink -f "${DEVICE:?the device of the empty volume}")

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builder import process, units
@@ -23,6 +23,7 @@ from builder.node.targets import Extent
 GIB = 1 << 30
 BUSY_S = 60.0  # for whatever keeps a mount busy to end: a shim writes its last words to a slow disk
 MIN_SIZE = GIB  # EBS volumes are whole GiB; mkfs.xfs refuses less than 300 MiB
+OPTIONS = "noatime,nosuid,nodev"  # of Bottlerocket's local.mount, so that what fails on a node fails here
 XFS_OPTIONS = ("-m", "crc=1,finobt=1,reflink=1,bigtime=1,inobtcount=1,rmapbt=0", "-i", "sparse=1,nrext64=0")
 # Incompatible features that Linux 6.1, the oldest kernel of a current Bottlerocket, can mount: ftype, sparse inodes,
 # meta-uuid, bigtime, needs-repair, nrext64 (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_INCOMPAT_ALL at v6.1).
@@ -92,15 +93,23 @@ def attached(path: Path, extent: Extent) -> Iterator[Path]:
     try:
         yield device
     finally:
+        _detach(device)
+
+
+def _detach(device: Path) -> None:
+    """Let go of the file, and wait for it: whoever has the device open, or a copy of its mount in a namespace of their own, as
+    a container that is just being made, keeps it a moment longer, and the kernel detaches it when they leave (losetup(8))."""
+    file, end = Path("/sys/block", device.name, "loop/backing_file"), time.monotonic() + BUSY_S
+    with suppress(OSError):  # gone
+        mine = file.read_text().split(" (deleted)")[0].strip()
         process.run([process.need("losetup"), "--detach", device], check=False)
+        while file.read_text().split(" (deleted)")[0].strip() == mine and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 @contextmanager
-def mounted(device: Path, point: Path, *, options: str = "noatime,nosuid,nodev") -> Iterator[Path]:
-    """`device` mounted at `point`; synced and unmounted at the end, also after an error.
-
-    The options are those of Bottlerocket's local.mount, so that what fails on a node fails here.
-    """
+def mounted(device: Path, point: Path, *, options: str = OPTIONS) -> Iterator[Path]:
+    """`device` mounted at `point`; synced and unmounted at the end, also after an error."""
     process.run([process.need("mount"), "-o", options, device, point])
     try:
         yield point

@@ -102,6 +102,9 @@ def check_places(plan: BakePlan) -> None:
     if not plan.out.parent.is_dir():
         raise ConfigError(f"{plan.out.parent}: no such folder")
     for path in (plan.out, *(beside(plan.out, form) for form in plan.target.exports)):
+        if path.exists() and not path.is_file():  # a device: what replaces its node would be a file, and the device untouched
+            raise ConfigError(f"{path}: not a file; a disk is baked as one, and then written onto a device",
+                              hint="name a new file; docs/bake-specs.md says how it gets to a cloud")  # fmt: skip
         if path.exists() and not plan.force:
             raise ConfigError(f"{path}: already there", hint="--force replaces it")
     if plan.tree and set(str(plan.tree)) & _SEPARATORS:

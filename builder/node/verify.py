@@ -42,7 +42,8 @@ def verify(plan: VerifyPlan, *, progress: Progress | None = None) -> VerifyDisk:
     Raises ClaimError with every finding, CapabilityError where root, loop devices, programs or space are missing.
     """
     if not plan.disk.is_file():
-        raise ConfigError(f"{plan.disk}: no such file")
+        raise ConfigError(f"{plan.disk}: {'not a file' if plan.disk.exists() else 'no such file'}",
+                          hint="name the file that bake disk wrote")  # fmt: skip
     disk.need_root("builder bake verify")
     begun, notes, shown = time.monotonic(), Notes(), progress or NoProgress()
     if plan.vm:
@@ -76,6 +77,9 @@ def _copy(plan: VerifyPlan, extent: Extent, notes: Notes, progress: Progress) ->
         except BuilderError as exc:
             notes.add("file system", "", [f"cannot be mounted: {exc.message}"])
             raise claim(plan.disk, notes) from exc
+        if found := files.links(place.mount):  # nothing more is done on it
+            notes.add("strays", "", found)
+            raise claim(plan.disk, notes)
         yield place
 
 

@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -159,11 +159,18 @@ def mounts_under(folder: Path) -> list[Path]:
 
 
 def loops_of(disk: Path) -> list[str]:
-    """Loop devices attached to the file `disk`."""
-    if not disk.exists() or process.which("losetup") is None:
-        return []
-    done = process.run([process.need("losetup"), "--noheadings", "--output", "NAME", "--associated", disk])
-    return done.stdout.decode().split()
+    """Loop devices attached to the file `disk`, or to one of that name that has been deleted: it keeps its space until then.
+
+    The mark of the deleted one is the kernel's, in sysfs (fs/dcache.c, d_path).
+    """
+    gone, found = os.fsencode(disk) + b" (deleted)", set[str]()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # detached meanwhile
+            found |= {f"/dev/{path.parts[3]}"} if path.read_bytes().rstrip(b"\n") == gone else set()
+    if disk.exists() and process.which("losetup") is not None:
+        done = process.run([process.need("losetup"), "--noheadings", "--output", "NAME", "--associated", disk])
+        found.update(done.stdout.decode().split())
+    return sorted(found)
 
 
 def _lock(folder: Path) -> int | None:

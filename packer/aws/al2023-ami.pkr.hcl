@@ -159,7 +159,7 @@ build {
 
   provisioner "file" {
     source      = "${var.disk_file}.tar.zst"
-    destination = "/tmp/disk.tar.zst"
+    destination = "/var/tmp/disk.tar.zst"
     generated   = true # made by the step before, so not there when the template is validated
   }
 
@@ -177,7 +177,7 @@ build {
 
   # What the disk passed through does not belong into the image, and cloud-init runs anew on each node.
   provisioner "shell" {
-    inline = ["sudo rm -rf /var/tmp/disk /tmp/disk.tar.zst", "sudo cloud-init clean --logs"]
+    inline = ["sudo rm -rf /var/tmp/disk /var/tmp/disk.tar.zst", "sudo cloud-init clean --logs"]
   }
   # end
 }

@@ -40,6 +40,12 @@ variable "reference" {
   description = "repository:tag that pods will name."
 }
 
+variable "run" {
+  type        = string
+  default     = ""
+  description = "What the proof gives to the image's entry point, such as --version; builder's own images need none."
+}
+
 variable "package" {
   type        = string
   default     = "coldstart-builder"
@@ -141,12 +147,12 @@ build {
   # on the instance
   provisioner "file" {
     source      = var.oci_archive
-    destination = "/tmp/image.tar"
+    destination = "/var/tmp/image.tar"
   }
 
   provisioner "shell" {
     script           = "${path.root}/../run-bake.sh"
-    environment_vars = ["TARGET=${var.target}", "SIZE=${var.volume_size}GiB", "REFERENCE=${var.reference}", "PACKAGE=${var.package}"]
+    environment_vars = ["TARGET=${var.target}", "SIZE=${var.volume_size}GiB", "REFERENCE=${var.reference}", "PACKAGE=${var.package}", "RUN=${var.run}"]
     execute_command  = "sudo env {{ .Vars }} sh '{{ .Path }}'"
   }
 

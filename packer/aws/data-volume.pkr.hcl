@@ -170,7 +170,7 @@ build {
 
   provisioner "file" {
     source      = "${var.disk_file}.tar.zst"
-    destination = "/tmp/disk.tar.zst"
+    destination = "/var/tmp/disk.tar.zst"
     generated   = true # made by the step before, so not there when the template is validated
   }
 

@@ -96,7 +96,7 @@ build {
 
   provisioner "file" {
     source      = "${var.disk_file}.tar.zst"
-    destination = "/tmp/disk.tar.zst"
+    destination = "/var/tmp/disk.tar.zst"
     generated   = true # made by the step before, so not there when the template is validated
   }
 
@@ -114,7 +114,7 @@ build {
 
   # A managed image is of a generalised machine: no user, no key, no host name.
   provisioner "shell" {
-    inline          = ["rm -rf /var/tmp/disk /tmp/disk.tar.zst", "waagent -force -deprovision+user", "sync"]
+    inline          = ["rm -rf /var/tmp/disk /var/tmp/disk.tar.zst", "waagent -force -deprovision+user", "sync"]
     execute_command = "sudo env {{ .Vars }} sh '{{ .Path }}'"
   }
 }

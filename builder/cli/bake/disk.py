@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from builder.cli.bake import inputs
-from builder.cli.bake.evidence import Ask, arguments, evidence, ready, verified
+from builder.cli.bake.evidence import Ask, arguments, evidence, ready, startable, verified
 from builder.cli.common import Session, file_option, options, table
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     from builder.node.disk import need_root
     from builder.node.plan import BakePlan, beside, check_early
     from builder.node.programs import find
-    from builder.node.specs import CLUSTER, SNAPSHOT, check_asked
+    from builder.node.specs import BOUND, CLUSTER, SNAPSHOT, check_asked
     from builder.node.targets import target as target_of
 
     need_root("builder bake disk")
@@ -71,7 +71,7 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     if check and not no_loop:
         ready()
     asked = inputs.Asked(images, layouts, weights, compiled, platform or "", ca)
-    loaded = session.load(file) if file or not asked else None
+    loaded = session.load(file) if file or inputs.described(asked) else None
     settings = loaded.spec.bake if loaded else Bake()
     settings = settings.model_copy(update={"target": target or settings.target, "platform": platform or settings.platform})
     asked = inputs.Asked(images, layouts, weights, compiled, settings.platform or "", ca)
@@ -94,8 +94,11 @@ def command(session: Session, out: Path, file: Path | None, images: tuple[str, .
     check_asked(settings, plan.target.name, snapshot_id=snapshot_id or SNAPSHOT, cluster=cluster or CLUSTER)
     with workplace.terminable(), workplace.scratch(beside(out.absolute(), ".inputs")) as scratch:
         chosen = inputs.images(asked, loaded, scratch, session.progress)
+        if check and not no_loop and plan.target.containerd_root:
+            startable(chosen, plan.platform, ask)
         volume = pipeline.bake_volume(replace(plan, images=chosen), progress=session.progress)
-    beside(out, ".json").unlink(missing_ok=True)  # of the disk that was replaced: no record of a disk that fails its proof
+    for suffix in BOUND:  # of the disk that was replaced: nothing may take one that fails its proof for that one
+        beside(out, suffix).unlink(missing_ok=True)
     proof = replace(ask, containerds=(given,) if given else ())
     report = verified(session, out, proof) if check and not no_loop else None
     specs = _specs(volume, settings, loaded.spec.name if loaded else out.stem, snapshot_id, cluster)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from builder.cli.common import Session
 from builder.errors import ConfigError
 
 if TYPE_CHECKING:
+    from builder.node.inputs import ImageInput
     from builder.node.verify import Opened, VerifyDisk
     from builder.node.vm.plan import VmBoot
 
@@ -37,6 +40,21 @@ def ready() -> None:
     from builder.node.proof.cri import need_client
 
     need_client()
+
+
+def startable(images: Sequence[ImageInput], platform: str, ask: Ask) -> None:
+    """Raises ConfigError for an image of which nobody says what the proof shall run: told before a bake, not after it."""
+    from builder.node.images import open_images
+    from builder.node.layout import host_platform
+    from builder.node.proof.start import command
+
+    with ExitStack() as stack:
+        found = [one.image for one in open_images(stack, images, platform)]
+    for image in found:
+        if image.platform == host_platform() and command(image.to_json(), ask.run) is None:
+            said = shlex.join(image.entrypoint)
+            raise ConfigError(f"{image.reference}: its entry point, {said}, is not known to end by itself",
+                              hint="say what the proof gives to it, such as --run --version; or --no-verify")  # fmt: skip
 
 
 def arguments(text: str | None) -> tuple[str, ...] | None:

@@ -34,6 +34,14 @@ class Asked:
         return bool(self.images or self.layouts or self.weights or self.compiled)
 
 
+def described(asked: Asked) -> bool:
+    """Whether builder.yaml is to say what to bake. Raises ConfigError if there is none in the current folder."""
+    if not asked and not Path("builder.yaml").exists():
+        raise ConfigError("nothing to bake: no --image, --oci, --weights or --compile-cache, and no builder.yaml here",
+                          hint="name an image, --oci PATH or --image REF, or a description with -f")  # fmt: skip
+    return not asked
+
+
 def images(asked: Asked, loaded: Loaded | None, scratch: Path, progress: Progress) -> tuple[ImageInput, ...]:
     """Every image as an OCI layout; those of the engine and of registries lie in `scratch` then."""
     from builder.node.inputs import ImageInput
@@ -75,18 +83,29 @@ def weights(asked: Asked, loaded: Loaded | None) -> tuple[WeightsInput, ...]:
 
 def compiled(asked: Asked, loaded: Loaded | None) -> tuple[CompiledInput, ...]:
     """A folder that holds an artifact is one; anything else is a store, with NAME@KEY before it."""
-    from builder.format.compiled import FINGERPRINT
     from builder.node.inputs import CompiledInput
 
     if asked or not loaded or "compile-cache" not in loaded.spec.bake.contents:
-        pairs = list(map(_split, asked.compiled))
-        return tuple(CompiledInput(Path(at)) if not name and Path(at, FINGERPRINT).exists() else
-                     CompiledInput(None, at, name) for name, at in pairs)  # fmt: skip
+        return tuple(_artifact(name, at) for name, at in map(_split, asked.compiled))
     spec = loaded.spec
     if own := spec.image.compile_cache:
         return (CompiledInput(loaded.path_of(own)),)
     store = f"{loaded.store_url.rstrip('/')}/{COMPILED_BELOW}"
     return (CompiledInput(None, store, spec.name, spec.weights.endpoint_url, spec.weights.region),)
+
+
+def _artifact(name: str, at: str) -> CompiledInput:
+    """Raises ConfigError for a place on this machine that is neither: else it would be told when the images are unpacked."""
+    from builder.format.compiled import FINGERPRINT
+    from builder.node.inputs import CompiledInput
+
+    place = Path(at)
+    if not name and (place / FINGERPRINT).exists():
+        return CompiledInput(place)
+    if "://" not in at and not (place / "refs").is_dir():
+        what = f"neither a captured compile cache (no {FINGERPRINT} in it) nor a store" if place.is_dir() else "no such folder"
+        raise ConfigError(f"--compile-cache: {at}: {what}", hint="`builder cache capture --to DIR` makes one")
+    return CompiledInput(None, at, name)
 
 
 def size(text: str | None, default: int) -> int:

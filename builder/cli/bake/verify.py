@@ -46,6 +46,8 @@ def command(session: Session, image: Path, run: str | None, timeout: str | None,
     """
     if (kernel or selinux or console) and not vm:
         raise ConfigError("--kernel, --selinux and --console are of the virtual machine", hint="add --vm")
+    if console and not console.absolute().parent.is_dir():
+        raise ConfigError(f"{console.parent}: no such folder", hint=f"mkdir -p {console.parent}")
     ask = Ask(arguments(run), _seconds(timeout), target or "", containerds, vm, kernel, selinux, console)
     report = verified(session, image, ask)
     session.show(report.to_json(), evidence(report))

@@ -24,8 +24,10 @@ from builder.node.proof import files
 from builder.node.proof.report import Notes
 from builder.node.targets import CONTAINERD, MODELS, TARGETS, Extent, WholeDisk
 from builder.progress import NoProgress, Progress, step
+from builder.units import format_seconds
 
 START_S = 600.0
+UNTOUCHED = f"{disk.OPTIONS},ro,norecovery"  # the journal stays where it is, so that the start finds it as the node does
 METHODS = {"trace": TRACED, "page-cache": RESIDENT}
 
 
@@ -64,7 +66,8 @@ def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
     """
     disk.need_root("builder bake hot")
     if not plan.disk.is_file():
-        raise ConfigError(f"{plan.disk}: no such file")
+        raise ConfigError(f"{plan.disk}: {'not a file' if plan.disk.exists() else 'no such file'}",
+                          hint="name the file that bake disk wrote")  # fmt: skip
     shown = progress or NoProgress()
     part = extent(plan.disk)
     with workplace.terminable():
@@ -73,8 +76,10 @@ def hot(plan: HotPlan, *, progress: Progress | None = None) -> HotList:
             found = blocks.scan(plan.disk)
         with ExitStack() as stack:
             place = stack.enter_context(copied(plan.disk, ".hot", plan.scratch, shown))
+            with disk.attached(place.disk, part) as device, _mounted(device, place.mount, plan.disk, UNTOUCHED) as root:
+                record = _record(root, plan.disk)  # on a mount of its own: what is read here, no start reads
             device = stack.enter_context(disk.attached(place.disk, part))
-            seen = _watch(plan, place, device, shown)
+            seen = _watch(plan, place, device, record, shown)
     indices = in_order(seen.reads, part.offset, frozenset(found.blocks))
     return HotList(found.sha256, found.size, part.offset, len(found.blocks), seen.target, seen.images, METHODS[plan.method],
                    indices, seen.files)  # fmt: skip
@@ -95,15 +100,16 @@ def extent(path: Path) -> Extent:
     return table.partitions[0]
 
 
-def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, progress: Progress) -> _Seen:
+def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, record: dict[str, Any], progress: Progress) -> _Seen:
+    chosen = _chosen(record, plan)
     with ExitStack() as stack:
         tracer = None
         if plan.method == "trace":
             tracer = stack.enter_context(trace.traced(device, place.folder / "tracing", place.folder.name))
         root = stack.enter_context(_mounted(device, place.mount, plan.disk))
-        record = _record(root, plan.disk)
-        chosen = _chosen(record, plan)
-        with step(progress, "bake: start"):
+        with step(progress, "bake: start") as told:
+            limit = f"for {format_seconds(plan.seconds)}" if plan.seconds else f"{format_seconds(START_S)} at most"
+            told.note(f"until it ends, {limit}")
             _start_all(chosen, plan, place)
         with step(progress, "bake: blocks and files"):
             if tracer:
@@ -117,10 +123,10 @@ def _watch(plan: HotPlan, place: workplace.Workplace, device: Path, progress: Pr
 
 
 @contextmanager
-def _mounted(device: Path, point: Path, path: Path) -> Iterator[Path]:
+def _mounted(device: Path, point: Path, path: Path, options: str = disk.OPTIONS) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
-            root = stack.enter_context(disk.mounted(device, point))
+            root = stack.enter_context(disk.mounted(device, point, options=options))
         except BuilderError as exc:
             raise IntegrityError(
                 f"{path}: cannot be mounted: {exc.message}", hint="builder bake verify DISK says more"
@@ -129,6 +135,8 @@ def _mounted(device: Path, point: Path, path: Path) -> Iterator[Path]:
 
 
 def _record(root: Path, path: Path) -> dict[str, Any]:
+    if found := files.links(root):
+        raise IntegrityError(f"{path}: {found[0]}", hint="bake the disk again")
     notes = Notes()
     raw = files.record(root, notes)
     if notes.findings:

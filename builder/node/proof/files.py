@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,12 @@ from typing import Any
 from builder import units
 from builder.errors import BuilderError
 from builder.node import compiled, volume
+from builder.node.proof.record import check
 from builder.node.proof.report import Notes, first
-from builder.node.targets import CACHE_TREES, CONTAINERD, MODELS, Target
+from builder.node.targets import CACHE_TREES, COMPILED, CONTAINERD, MODELS, Target
 
 MIN_FREE = 0.15  # kubelet evicts pods below 15 % free on the image file system (nodefs/imagefs defaults)
-RECORD = {"tool": str, "containerd": str, "filesystem": str, "images": list, "weights": dict}
-IMAGE = {
-    "reference": str, "digest": str, "manifest": str, "config": str, "platform": str, "user": str, "layers": list,
-    "entrypoint": list, "unpacked": list,
-}  # fmt: skip
+SNAPSHOTS = "snapshots"  # of overlayfs: a folder for each, with fs/ and work/ in it
 ROOT = {"var", "opt", "mnt", "lost+found"}
 
 
@@ -27,27 +25,38 @@ def record(root: Path, notes: Notes) -> dict[str, Any]:
     """The build record; empty, with a finding, if it cannot be read."""
     path = root / volume.RECORD
     try:
-        raw = json.loads(path.read_text())
-        if not isinstance(raw, dict) or raw.get("format") != volume.RECORD_FORMAT:
-            raise ValueError(f"format {raw.get('format') if isinstance(raw, dict) else raw!r}")
-        for name, kind in RECORD.items():
-            _expect(raw, name, kind)
-        for image in raw["images"]:
-            for name, kind in IMAGE.items():
-                _expect(image, name, kind)
-            for layer in image["unpacked"]:
-                for name in ("chain", "path", "sha256"):
-                    _expect(layer, name, str)
-    except (OSError, ValueError) as exc:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        check(raw)
+    except (OSError, ValueError, RecursionError) as exc:
         notes.add("build record", "", [f"/{volume.RECORD}: {exc}"])
         return {}
     notes.add("build record", f"{raw['tool']}, containerd {raw['containerd']}, {raw['filesystem']}", [])
     return raw
 
 
-def _expect(row: Any, name: str, kind: type) -> None:
-    if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-        raise ValueError(f"{name} is {row.get(name) if isinstance(row, dict) else row!r}, expected a {kind.__name__}")
+def links(root: Path) -> list[str]:
+    """Folders of the disk that are links, where containerd or a proof would work wherever they lead: on this machine.
+
+    Links in the unpacked layers are left alone: nothing but a container follows those.
+    """
+    ours = [Path(name) for name in (CONTAINERD, MODELS, COMPILED, volume.RECORD)]
+    tops = {top for path in ours for top in (path, *path.parents)}
+    found = [str(top) for top in sorted(tops) if _is_link(root / top)]
+    if not found:
+        for folder, folders, names in os.walk(root / CONTAINERD):
+            at = Path(folder)
+            found += [str((at / name).relative_to(root)) for name in (*folders, *names) if _is_link(at / name)]
+            if at.parent.name == SNAPSHOTS:
+                folders[:] = []
+    return [f"/{name}: a link to {(root / name).readlink()}, expected a folder or file" for name in found]
+
+
+def _is_link(path: Path) -> bool:
+    """What the file system refuses to show leads nowhere; the checks that need it say so."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
 
 
 def audit_strays(root: Path, notes: Notes) -> None:

@@ -19,7 +19,7 @@ from builder.errors import BuilderError
 from builder.node.proof import api
 from builder.node.proof.cri import Cri
 from builder.node.proof.references import by_digest
-from builder.node.proof.report import ContainerRun, Notes
+from builder.node.proof.report import START, ContainerRun, Notes
 from builder.node.targets import MODELS
 
 POLL_S = 0.02
@@ -41,7 +41,7 @@ class Order:
 
 def start(cri: Cri, image: dict[str, Any], order: Order, notes: Notes) -> list[ContainerRun]:
     """Start the image by digest and wait for its end. Adds what is wrong to the notes; returns the run if it is as claimed."""
-    name, arguments = f"start {image['reference']}", command(image, order.run)
+    name, arguments = f"{START}{image['reference']}", command(image, order.run)
     if arguments is None:
         notes.add(name, "", ["its entry point is not known to end by itself; say what to run with --run"])
         return []

@@ -30,9 +30,12 @@ from builder.node.specs.ref import (
 from builder.node.specs.text import NONE, Hot
 
 __all__ = [
-    "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs", "read_record",
-    "record", "render", "snapshot_ref",
+    "BOUND", "CLUSTER", "SNAPSHOT", "NodeSpecs", "Record", "SnapshotRef", "check_asked", "hot_texts", "node_specs",
+    "read_record", "record", "render", "snapshot_ref",
 ]  # fmt: skip
+
+# What sends the disk beside it to a cloud, under the digest of the content that it had: right for that content only.
+BOUND = (".json", ".auto.pkrvars.json", ".gke.sh", ".azure.sh")
 
 Render = Callable[[SnapshotRef, Hot], dict[str, str]]
 

@@ -53,14 +53,30 @@ def test_a_disk_and_all_that_belongs_to_it(
 
     capsys.readouterr()
     assert code("bake", "verify", out, "--run", "/bin/sh -c 'exit 9'", "--format", "json") == 7
-    assert "exit status 9" in json.loads(capsys.readouterr().out)["error"]["where"]["findings"][0]
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "exit status 9" in error["where"]["findings"][0]
+    assert "--run ARGS" in error["hint"]  # baked again it would be the same disk
     assert code("bake", "verify", out) == 0  # an image without entry point runs /bin/true
     assert "/bin/true as 10001:0" in capsys.readouterr().out
 
     again = ["bake", "disk", out, "--oci", f"acme/llm:v8={tmp_path / 'layout'}", "--size", "1GiB", "--force"]
     assert code(*again, "--run", "/bin/sh -c 'exit 9'") == 7
     assert out.exists()
-    assert not (tmp_path / "data.img.json").exists()  # it was of the disk before
+    for suffix in (".json", ".auto.pkrvars.json"):  # of the disk before: Packer would send this one under that one's digest
+        assert not (tmp_path / f"data.img{suffix}").exists()
+
+
+def test_a_server_is_not_baked_before_somebody_says_how_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the bake of a large image would end with a finding, and no files beside the disk."""
+    oci.write_layout(tmp_path / "layout", entrypoint=("/bin/sleep",))
+    bake = ["bake", "disk", tmp_path / "d.img", "--oci", tmp_path / "layout", "--size", "1GiB"]
+    assert code(*bake) == 2
+    said = capsys.readouterr().err
+    assert "its entry point, /bin/sleep, is not known to end by itself" in said
+    assert "--run" in said
+    assert not (tmp_path / "d.img").exists()
+    assert code(*bake, "--run", "0.1") == 0
+    assert code(*bake, "--force", "--no-verify") == 0
 
 
 def test_without_loop_devices_it_says_that_nothing_was_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ import pytest
 from benchmarks import lazy, node
 from builder.cli.group import run as cli
 from builder.errors import BuilderError, ConfigError, IntegrityError
-from builder.node import blocks, disk, workplace
+from builder.node import blocks, disk, volume, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
 from builder.node.blocks import BLOCK
 from builder.node.hot import extents, reader, start, trace
@@ -97,6 +97,7 @@ def test_what_the_container_read_is_in_the_list_and_nothing_else(baked: DataVolu
     assert {"meta.db", "early.bin", "late.bin", "cat"} <= set(names)
     (whole,) = [one for one in found.files if one.path.endswith("early.bin")]
     assert whole.ranges == ((0, BIG),)
+    assert volume.RECORD not in {one.path for one in found.files}  # this program read it, no start on a node does
 
 
 def test_the_order_is_that_of_first_use(baked: DataVolume, found: HotList) -> None:

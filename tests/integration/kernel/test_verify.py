@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError
+from builder.errors import BuilderError, CapabilityError, ClaimError, ConfigError, IntegrityError
 from builder.node import containerd, disk, gpt, programs, volume, workplace
 from builder.node.bake import BakePlan, DataVolume, bake
+from builder.node.hot.start import HotPlan, hot
 from builder.node.inputs import ImageInput
 from builder.node.proof import cri, pause
 from builder.node.targets import BOTTLEROCKET, CACHE_TREES, CONTAINERD, MODELS, TARGETS
@@ -152,6 +153,18 @@ def test_a_missing_layer_and_no_container_starts(baked: DataVolume, tmp_path: Pa
     assert len(found) == 2
     assert re.search("^unpacked layers: .*snapshots/2/fs is missing", found[0])
     assert re.search(f"^containerd [0-9.]+: start {NAME}: .*snapshots/2/fs", found[1])
+
+
+def test_a_disk_that_leads_onto_this_machine_is_not_worked_on(baked: DataVolume, tmp_path: Path) -> None:
+    path, here = copy_of(baked.path, tmp_path), tmp_path / "here"
+    here.mkdir()
+    with opened(path) as root:
+        (root / CONTAINERD).rename(root / "mnt/containerd")
+        (root / CONTAINERD).symlink_to(here)
+    assert findings(VerifyPlan(path, run=RUN)) == [f"strays: /{CONTAINERD}: a link to {here}, expected a folder or file"]
+    with pytest.raises(IntegrityError, match=f"/{CONTAINERD}: a link to {here}"):
+        hot(HotPlan(path))
+    assert list(here.iterdir()) == []
 
 
 def test_a_kept_or_missing_blob_a_full_volume_and_no_record(baked: DataVolume, layout: Path, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from builder.errors import CapabilityError, ConfigError
-from builder.node import workplace
+from builder.node import disk, workplace
+from builder.node.targets import WholeDisk
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("loop_root")]
 ROOT = Path(__file__).parents[3]
@@ -19,7 +21,8 @@ WAIT_S = 120
 WORK = """
 import sys, time
 from pathlib import Path
-from builder.node import workplace
+from builder.node import disk, workplace
+from builder.node.targets import WholeDisk
 folder = Path(sys.argv[1])
 with workplace.workplace(folder / "kept.img", run=folder / "run"), \\
      workplace.workplace(folder / "made.img", tree=folder / "tree", files=(folder / "half",), temporary=True,
@@ -85,6 +88,17 @@ def test_what_was_started_is_ended_and_a_pager_is_not(killed: Path) -> None:
             child.wait()
 
 
+def test_the_device_of_a_disk_that_was_removed_by_hand_is_let_go(killed: Path) -> None:
+    """Who finds OUT.img.partial after a crash deletes it; the device would hold its space till the machine starts anew."""
+    made = killed / "made.img"
+    made.write_bytes(bytes(1 << 20))
+    attach = ["losetup", "--find", "--show", made]
+    device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    made.unlink()
+    assert f"loop device {device}" in workplace.sweep(killed / "run")
+    assert workplace.loops_of(made) == []
+
+
 def test_a_record_that_was_cut_short_names_nothing(killed: Path) -> None:
     for path in (killed / "run").glob("*/record.json"):
         path.write_text(path.read_text()[:20])
@@ -104,6 +118,20 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(killed: Path) -> None:
     ):
         pass
     assert (killed / "mine/a").read_text() == "x"
+
+
+def test_a_device_that_somebody_looks_at_is_gone_in_the_end(tmp_path: Path) -> None:
+    """With the device open the kernel detaches it when that ends, and losetup says nothing of it."""
+    disk.create(tmp_path / "o.img", 1 << 20)
+    hold = 'exec 3<"$1"; echo; sleep 1'
+    with ExitStack() as stack:
+        device = stack.enter_context(disk.attached(tmp_path / "o.img", WholeDisk(1 << 20)))
+        rest = stack.pop_all()
+    with subprocess.Popen(["sh", "-c", hold, "sh", device], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
+        rest.close()
+        assert workplace.loops_of(tmp_path / "o.img") == []
 
 
 def test_mounts_below_a_folder_of_any_name_are_found(tmp_path: Path) -> None:

@@ -41,6 +41,17 @@ def test_without_root_it_says_what_is_missing_and_what_works(tmp_path: Path, cap
     assert not (tmp_path / "new.img").exists()
 
 
+@pytest.mark.parametrize("command", ["verify", "hot"])
+def test_a_device_is_told_from_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    assert code("bake", command, "/dev/null") == 2
+    assert "/dev/null: not a file" in capsys.readouterr().err
+    assert code("bake", command, tmp_path / "o.img") == 2
+    assert "o.img: no such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["disk", "verify", "hot"])
 def test_arguments_that_end_within_a_quotation_are_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
@@ -51,6 +62,28 @@ def test_arguments_that_end_within_a_quotation_are_told_before_any_work(
         path.touch()
     assert code("bake", command, path, "--run", "it's") == 2
     assert '--run: "it\'s": no closing quotation' in capsys.readouterr().err
+
+
+def test_with_nothing_to_bake_it_says_how_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    monkeypatch.chdir(tmp_path)
+    assert code("bake", "disk", "o.img") == 2
+    said = capsys.readouterr().err
+    assert "nothing to bake" in said
+    assert "--oci PATH" in said
+    assert code("bake", "disk", "o.img", "-f", "mine.yaml") == 2
+    assert "mine.yaml: no such file" in capsys.readouterr().err
+
+
+def test_a_console_with_no_place_is_told_before_the_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk, "need_root", lambda what: None)
+    (tmp_path / "o.img").touch()
+    assert code("bake", "verify", tmp_path / "o.img", "--vm", "--console", tmp_path / "no" / "c.log") == 2
+    assert "no: no such folder" in capsys.readouterr().err
 
 
 def test_a_known_list_starts_nothing_so_what_is_of_the_start_is_refused(

@@ -212,6 +212,37 @@ def test_what_cannot_work_is_told_before_images_are_fetched(tmp_path: Path) -> N
             plan.check_early(replace(BakePlan(tmp_path / "d.img", size=1 << 30), **change))  # type: ignore[arg-type]
 
 
+def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    """/dev/sdb with --force would be a file of that name in memory, and the device as it was."""
+    device = tmp_path / "sdb"
+    device.symlink_to("/dev/null")
+    for force in (False, True):
+        with pytest.raises(ConfigError, match="sdb: not a file") as caught:
+            plan.check_early(BakePlan(device, size=1 << 30, force=force))
+        assert "--force" not in caught.value.hint
+    azure = BakePlan(tmp_path / "d.img", size=1 << 30, target=TARGETS["azure-data"], force=True)
+    (tmp_path / "d.img.vhd").mkdir()
+    with pytest.raises(ConfigError, match=r"d\.img\.vhd: not a file"):
+        plan.check_early(azure)
+
+
+def test_a_place_without_a_compile_cache_is_told_before_any_work(tmp_path: Path) -> None:
+    for text, says in (
+        (str(tmp_path), "neither a captured compile cache .no fingerprint.json in it. nor a store"),
+        (f"tiny@ab12={tmp_path}", "neither a captured compile cache"),
+        (str(tmp_path / "no"), "no: no such folder"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            inputs.compiled(Asked(compiled=(text,)), None)
+    (tmp_path / "refs").mkdir()
+    assert inputs.compiled(Asked(compiled=(f"tiny@ab12={tmp_path}",)), None) == (
+        CompiledInput(None, str(tmp_path), "tiny@ab12"),
+    )
+    assert inputs.compiled(Asked(compiled=("s3://b/p",)), None) == (CompiledInput(None, "s3://b/p", ""),)
+    (tmp_path / "fingerprint.json").touch()
+    assert inputs.compiled(Asked(compiled=(str(tmp_path),)), None) == (CompiledInput(tmp_path),)
+
+
 def test_a_name_without_tag_is_told_before_anything_is_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'debian' is not an image reference"):
         inputs.images(Asked(images=("debian",)), None, tmp_path, NoProgress())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,24 @@ def test_many_findings_are_counted() -> None:
     assert first([str(n) for n in range(9)]) == ["0", "1", "2", "3", "4", "and 4 more"]
 
 
+def recorded(image: dict[str, object] | None = None, **more: object) -> str:
+    """A build record with one image."""
+    plain = dict.fromkeys(("reference", "digest", "manifest", "config", "platform", "user"), "")
+    whole = {**plain, "layers": [], "entrypoint": [], "unpacked": [], **(image or {})}
+    raw = {"format": 1, "tool": "", "containerd": "", "filesystem": "", "weights": {}, "images": [whole], **more}
+    return json.dumps(raw)
+
+
+def test_a_build_record_that_can_be_read(tmp_path: Path) -> None:
+    """What the others differ from in one thing each."""
+    path = tmp_path / "var/lib/builder/bake.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(recorded({"layers": [["sha256:aa", 1]]}, target="raw", compiled={"ab": 7}, weights={"sha256:aa": 7}))
+    notes = Notes()
+    assert files.record(tmp_path, notes)["target"] == "raw"
+    assert notes.findings == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -211,6 +230,15 @@ def test_many_findings_are_counted() -> None:
         ('{"format": 9}', "format 9"),
         ('{"format": 1}', "tool is None, expected a str"),
         ('{"format": 1, "tool": "", "containerd": "", "filesystem": "", "weights": {}, "images": [7]}', "reference is 7"),
+        (recorded(target=["raw"]), "target is ['raw'], expected one of bottlerocket"),
+        (recorded(target="moon"), "target is 'moon', expected one of bottlerocket"),
+        (recorded(weights={"sha256:aa": "much"}), "weights is {'sha256:aa': 'much'}"),
+        (recorded(compiled=[1]), "compiled is [1], expected bytes by digest"),
+        (recorded({"entrypoint": [1]}), "entrypoint is [1], expected words"),
+        (recorded({"layers": [["sha256:aa"]]}), "a layer is ['sha256:aa'], expected its digest and its size"),
+        (recorded({"unpacked": [{"chain": "a", "path": "/etc", "sha256": "b"}]}), "path is '/etc'"),
+        (recorded({"unpacked": [{"chain": "a", "path": "a/../../../etc", "sha256": "b"}]}), "path is 'a/../../../etc'"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_build_record_that_cannot_be_read(tmp_path: Path, text: str, says: str) -> None:
@@ -221,6 +249,33 @@ def test_a_build_record_that_cannot_be_read(tmp_path: Path, text: str, says: str
     assert files.record(tmp_path, notes) == {}
     (found,) = notes.findings
     assert says.replace("\\", "") in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "var",
+        "var/lib/containerd",
+        "var/lib/builder/models",
+        "var/lib/builder/bake.json",
+        "var/lib/containerd/io.containerd.metadata.v1.bolt",
+        "var/lib/containerd/io.containerd.content.v1.content/ingest",
+        "var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs",
+    ],
+)
+def test_a_folder_of_the_disk_that_leads_out_of_it(tmp_path: Path, name: str) -> None:
+    """containerd, which runs as root, would write into this machine's."""
+    root = tmp_path / "root"
+    layer = root / "var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/2/fs"
+    layer.mkdir(parents=True)
+    (layer / "sh").symlink_to("/bin/busybox")  # of a layer: a container's own affair
+    assert files.links(root) == []
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(tmp_path / "aside")
+    path.symlink_to("/etc")
+    assert files.links(root) == [f"/{name}: a link to /etc, expected a folder or file"]
 
 
 def test_a_vhd_is_the_disk_and_a_footer(tmp_path: Path) -> None:

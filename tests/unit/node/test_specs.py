@@ -44,6 +44,13 @@ def test_a_record_renders_what_the_bake_rendered(target: str, tmp_path: Path) ->
     assert specs.render(again) == specs.render(one)
 
 
+def test_what_goes_with_a_replaced_disk_is_what_names_its_content_and_sends_it() -> None:
+    files = {suffix: text for target in TARGETS for suffix, text in made(target).items()}
+    sending = {suffix for suffix in files if suffix.endswith((".gke.sh", ".azure.sh", ".pkrvars.json"))}
+    assert set(specs.BOUND) == {".json", *sending}
+    assert all("c0" * 6 in files[suffix] for suffix in sending)
+
+
 def test_a_fresh_bake_and_the_map_agree(tmp_path: Path) -> None:
     image = {"reference": "registry.example.com/llm/llama:v1", "digest": DIGEST, "platform": "linux/amd64"}
     baked = DataVolume(Path("/srv/data.img"), 120 * GIB, 12 * GIB, 24576, "c0" * 32, (image,), {}, "xfs", "1.7.24", 0.1)

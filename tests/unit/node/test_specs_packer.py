@@ -96,6 +96,16 @@ def test_the_data_volume_alone_becomes_a_snapshot(name: str) -> None:
     assert [v.get("snapshot_volume", False) for v in volumes] == [False, True]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_is_large_is_sent_to_the_instance_s_disk_and_found_there(name: str) -> None:
+    """Amazon Linux 2023 has /tmp in memory, half of it at most (its user guide, "/tmp"); c6i.large has 4 GiB."""
+    text = (FOLDER / f"{name}.pkr.hcl").read_text()
+    (sent,) = re.findall(r'destination = "(/.+)"', text)
+    (script,) = re.findall(r"run-bake\.sh", text) or re.findall(r"write-disk\.sh", text)
+    assert sent.startswith("/var/tmp/")
+    assert sent in (FOLDER / script).read_text()
+
+
 def test_the_written_disk_is_the_one_captured_on_google_cloud() -> None:
     (source,) = parsed("gcp/secondary-disk")["source"]
     ((disk,),) = [body["disk_attachment"] for kind in source.values() for body in kind.values()]
