@@ -291,13 +291,17 @@ def _for_platform(layout: Layout, target: Descriptor, wanted: str) -> Descriptor
     if target.media_type not in INDEX_TYPES:
         return target
     children = _children(layout, target)
-    for where, child in children:
-        if where == wanted:
-            return _descriptor(child, layout)
+    if of_platform := [child for where, child in children if where == wanted]:
+        return _descriptor(min(of_platform, key=_beyond_baseline), layout)
     raise ConfigError(
         f"{layout.path}: no image for {wanted}; the index offers {', '.join(where for where, _ in children)}",
         hint="one disk serves one platform: --platform",
     )
+
+
+def _beyond_baseline(entry: dict[str, Any]) -> bool:
+    """Whether it is for some processors of the platform only, such as amd64/v3: containerd prefers what all of them run."""
+    return entry["platform"].get("variant", "") not in ("", "v1", "v8")
 
 
 def _children(layout: Layout, index: Descriptor) -> list[tuple[str, dict[str, Any]]]:

@@ -30,11 +30,9 @@ UNREAD = re.compile(
     r"|/(site-packages|dist-packages|config-[^/]+)(/|$)|\.a$"
     r"|/(turtle|crypt|spwd|_pydecimal|_pyio|windows_\w+|popen_spawn_win32)\.py$"
     r"|/lib-dynload/(_test|_ctypes_test|_xx|xx|_curses|_dbm|_gdbm|_tkinter|readline|nis|_crypt|spwd|ossaudiodev)\w*\."
-    r"|/lib-dynload/(_codecs_|_multibytecodec)"
 )
-"""Of the standard library: what only a terminal, a test run, an installer, a login, a sound card or another system needs; the
-twins in Python of modules that are there compiled; and the converters of East Asian character sets, as of the C library.
-docs/templates.md says why."""
+"""Of the standard library: what only a terminal, a test run, an installer, a login, a sound card or another system needs, and
+the twins in Python of modules that are there compiled. docs/templates.md says why."""
 UNREAD_C = re.compile(r"/gconv/|/lib(c_malloc_debug|memusage|pcprofile|thread_db|BrokenLocale|nss_hesiod)\.so")
 """Of the C library: converters of character sets, and what only a debugger, a profiler or an old name service opens."""
 LINKS = ("/lib", "/lib64", "/bin", "/sbin")  # of a merged /usr

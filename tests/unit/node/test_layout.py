@@ -77,6 +77,23 @@ def test_a_platform_is_chosen_out_of_an_index(tmp_path: Path) -> None:
         find(folder, platform="linux/riscv64")
 
 
+def test_of_one_architecture_the_image_that_every_processor_runs_is_chosen(tmp_path: Path) -> None:
+    folder = tmp_path / "layout"
+    manifest = oci.write_layout(folder)
+    entry = json.loads((folder / "index.json").read_text())["manifests"][0]
+    system, arch = layout.host_platform().split("/")
+    here = {"os": system, "architecture": arch}
+    rows = [
+        {**entry, "platform": {**here, "variant": "v3"}, "digest": "sha256:" + "0" * 64},  # not in the layout
+        {**entry, "platform": here},
+    ]
+    kind = "application/vnd.oci.image.index.v1+json"
+    index = oci.blob(folder, json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": rows}).encode(), kind)
+    index["annotations"] = entry["annotations"]
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
+    assert find(folder).manifest.digest == manifest
+
+
 def _edit_index(change: Callable[[dict[str, object]], None]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         raw = json.loads((folder / "index.json").read_text())
