@@ -59,7 +59,7 @@ class ObjectServer:
         self.stall_s = stall_s
         self.retry_after_s = retry_after_s
         self.delay_s = delay_s
-        self.served: Counter[str] = Counter()
+        self._served: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.body_bytes = 0
         self.lock = threading.Lock()
@@ -67,6 +67,17 @@ class ObjectServer:
         self._asked: Counter[str] = Counter()
         self._httpd = _Server(self)
         self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    @property
+    def served(self) -> Counter[str]:
+        """A copy, since the server may be at work."""
+        with self.lock:
+            return self._served.copy()
+
+    def forget(self) -> None:
+        """Count `served` from nothing."""
+        with self.lock:
+            self._served.clear()
 
     @property
     def endpoint_url(self) -> str:
@@ -91,7 +102,7 @@ class ObjectServer:
             if fault:
                 self.failed[fault] += 1
             else:
-                self.served[key] += 1
+                self._served[key] += 1
             return fault
 
 

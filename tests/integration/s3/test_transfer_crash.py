@@ -62,7 +62,7 @@ def test_killed_at_random_moments_it_completes_and_fetches_no_finished_chunk_aga
     with ObjectServer(tmp_path / "srv", delay_s=0.002) as server:
         for _ in range(10):
             finished = journaled(folder)
-            server.served.clear()
+            server.forget()
             process = start(server, folder)
             goal = draw.randrange(1, 40)
             while chunk_reads(server) < goal and process.poll() is None:
@@ -79,7 +79,7 @@ def test_killed_at_random_moments_it_completes_and_fetches_no_finished_chunk_aga
         assert kills >= 8
         finished = journaled(folder)
         assert finished
-        server.served.clear()
+        server.forget()
         report = finish(start(server, folder))
         assert chunk_reads(server) == report["fetched_chunks"] == 300 - len(finished)
     assert built.same(folder)
@@ -95,7 +95,7 @@ def test_killed_near_the_end_the_folder_is_there_complete_or_not_at_all(tmp_path
     with ObjectServer(tmp_path / "srv") as server:
         for n in range(8):
             folder = tmp_path / f"m{n}"
-            server.served.clear()
+            server.forget()
             process = start(server, folder)
             while chunk_reads(server) < 80 and process.poll() is None:
                 time.sleep(0.0005)
